@@ -1,0 +1,518 @@
+//go:build unix
+
+package cluster
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The wire. A master and each of its workers hold the two ends of a unix
+// stream socket, and speak frames over it:
+//
+//	byte 0    version of the format, frameVersion
+//	byte 1    kind
+//	byte 2,3  number of descriptors that come with the frame
+//	byte 4-7  length of the payload, big-endian
+//	          payload, JSON
+//
+// Descriptors ride as SCM_RIGHTS on the bytes of their own frame. Kinds that
+// a reader doesn't know are skipped, so that processes of neighbouring
+// versions can talk. Anything else that is odd ends the connection.
+const (
+	frameVersion = 1
+	frameHeader  = 8
+	maxPayload   = 1 << 20 // a larger frame is an error on both sides
+	maxRights    = 253     // descriptors in one message: the kernel's SCM_MAX_FD
+	maxQueue     = 4 << 20 // bytes waiting for a peer that doesn't read
+)
+
+// A frameKind says what a frame means. The numbers are the wire's: never
+// renumber, only append.
+type frameKind byte
+
+const (
+	frameSettings frameKind = 1 + iota // master → child: settings; the sockets follow
+	frameSockets                       // master → child: descriptors, in the settings' order
+	frameServe                         // master → child: accept from now on
+	frameDrain                         // master → worker: a drainOrder
+	frameMessage                       // both ways: a message
+	frameReady                         // child → master: it could accept
+	frameFailed                        // child → master: a string, why it gives up
+	frameDraining                      // worker → master: it drains of its own accord
+	frameBeat                          // worker → master: counts
+)
+
+// A message is the payload of frameMessage.
+type message struct {
+	Name string          `json:"name"`
+	Data json.RawMessage `json:"data"`
+}
+
+// counts is the payload of frameBeat.
+type counts struct {
+	Open    int  `json:"open"`              // connections held now
+	Total   int  `json:"total"`             // connections accepted, ever
+	Waiting bool `json:"waiting,omitempty"` // the worker drains, and waits for these
+}
+
+// A frame is one message on the wire.
+type frame struct {
+	kind    frameKind
+	payload []byte
+	fds     []int // sent: borrowed from the caller; received: the handler's to close
+}
+
+// newFrame returns a frame of the kind with v as its payload.
+func newFrame(kind frameKind, v any) (frame, error) {
+	if v == nil {
+		return frame{kind: kind}, nil
+	}
+	data, err := json.Marshal(v)
+	if err != nil {
+		return frame{}, fmt.Errorf("cluster: %w", err)
+	}
+	if len(data) > maxPayload {
+		return frame{}, fmt.Errorf("cluster: message is %d bytes, the limit is %d", len(data), maxPayload)
+	}
+	return frame{kind: kind, payload: data}, nil
+}
+
+var (
+	errMalformed = errors.New("cluster: malformed frame")
+	errQueueFull = errors.New("cluster: the other process is not reading its messages")
+)
+
+// A link is one end of the connection between a master and a child. Its
+// send never blocks; its writer goroutine ends when the link is closed or
+// the peer is gone.
+type link struct {
+	conn    *net.UnixConn
+	wake    chan struct{} // capacity 1: the writer has something to do
+	flushed chan struct{} // closed when the writer has returned
+
+	mu     sync.Mutex // guards the following
+	queue  []frame
+	size   int
+	closed bool
+	err    error // of the writer; nothing can be sent any more
+}
+
+func newLink(conn *net.UnixConn) *link {
+	l := &link{conn: conn, wake: make(chan struct{}, 1), flushed: make(chan struct{})}
+	go l.write()
+	return l
+}
+
+// send queues f. The descriptors in it must stay open until the link is
+// flushed.
+func (l *link) send(f frame) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+		return l.err
+	case l.closed:
+		return net.ErrClosed
+	case l.size+len(f.payload) > maxQueue:
+		return errQueueFull
+	}
+	l.queue = append(l.queue, f)
+	l.size += frameHeader + len(f.payload)
+	l.signal()
+	return nil
+}
+
+// sendValue is send for a payload that is still a value.
+func (l *link) sendValue(kind frameKind, v any) error {
+	f, err := newFrame(kind, v)
+	if err != nil {
+		return err
+	}
+	return l.send(f)
+}
+
+func (l *link) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close sends what is queued, for at most a second, and closes the
+// connection.
+func (l *link) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.signal()
+	l.mu.Unlock()
+	l.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	<-l.flushed
+	l.conn.Close()
+}
+
+// write is the writer goroutine.
+func (l *link) write() {
+	defer close(l.flushed)
+	for range l.wake {
+		for {
+			l.mu.Lock()
+			if len(l.queue) == 0 {
+				closed := l.closed
+				l.mu.Unlock()
+				if closed {
+					return
+				}
+				break
+			}
+			f := l.queue[0]
+			l.queue[0] = frame{}
+			l.queue = l.queue[1:]
+			l.size -= frameHeader + len(f.payload)
+			l.mu.Unlock()
+			if err := writeFrame(l.conn, f); err != nil {
+				l.mu.Lock()
+				l.err, l.queue = fmt.Errorf("cluster: the other process is gone: %w", err), nil
+				l.mu.Unlock()
+				return
+			}
+		}
+	}
+}
+
+// writeFrame writes one frame, descriptors first.
+func writeFrame(c *net.UnixConn, f frame) error {
+	if len(f.fds) > maxRights {
+		return fmt.Errorf("cluster: %d descriptors in one frame, the limit is %d", len(f.fds), maxRights)
+	}
+	b := make([]byte, frameHeader, frameHeader+len(f.payload))
+	b[0], b[1] = frameVersion, byte(f.kind)
+	binary.BigEndian.PutUint16(b[2:], uint16(len(f.fds)))
+	binary.BigEndian.PutUint32(b[4:], uint32(len(f.payload)))
+	b = append(b, f.payload...)
+	var oob []byte
+	if len(f.fds) > 0 {
+		oob = unix.UnixRights(f.fds...)
+	}
+	n, _, err := c.WriteMsgUnix(b, oob, nil)
+	if err != nil || n == len(b) {
+		return err
+	}
+	_, err = c.Write(b[n:]) // the rights went with the first byte
+	return err
+}
+
+// A decoder takes bytes and descriptors as they come off the wire and hands
+// out whole frames. It is apart from the socket so that it can be fuzzed.
+type decoder struct {
+	buf    []byte
+	fds    []int
+	accept int // descriptors the peer may send with a frame; 0 for a worker
+}
+
+// feed adds what one read brought, and calls handle for every frame that is
+// complete. The descriptors of the frames that it hands out are the
+// handler's; all others are closed. After an error the decoder is useless.
+func (d *decoder) feed(b []byte, fds []int, handle func(frame)) (err error) {
+	d.buf = append(d.buf, b...)
+	d.fds = append(d.fds, fds...)
+	defer func() {
+		if err != nil {
+			closeAll(d.fds)
+			d.fds = nil
+		}
+	}()
+	for len(d.buf) >= frameHeader {
+		nfds := int(binary.BigEndian.Uint16(d.buf[2:]))
+		size := int64(binary.BigEndian.Uint32(d.buf[4:]))
+		if d.buf[0] == 0 || nfds > d.accept || size > maxPayload {
+			return errMalformed
+		}
+		end := frameHeader + int(size)
+		if len(d.buf) < end {
+			break
+		}
+		if len(d.fds) < nfds { // they come with the frame's first bytes, or never
+			return errMalformed
+		}
+		f := frame{kind: frameKind(d.buf[1]), payload: d.buf[frameHeader:end:end], fds: d.fds[:nfds:nfds]}
+		version := d.buf[0]
+		d.buf, d.fds = d.buf[end:], d.fds[nfds:]
+		if version != frameVersion {
+			closeAll(f.fds)
+			continue
+		}
+		handle(f)
+	}
+	if len(d.buf) == 0 {
+		d.buf = nil
+		if len(d.fds) > 0 {
+			return errMalformed // nobody asked for them
+		}
+	}
+	if len(d.fds) > 2*d.accept {
+		return errMalformed
+	}
+	return nil
+}
+
+// read hands out the frames that arrive on c until the peer closes it (nil)
+// or says something odd. accept is the number of descriptors that the peer
+// may send with a frame; those that come uninvited are closed.
+func (l *link) read(accept int, handle func(frame)) error {
+	d := decoder{accept: accept}
+	defer func() { closeAll(d.fds) }()
+	b := make([]byte, 8<<10)
+	oob := make([]byte, unix.CmsgSpace(maxRights*4))
+	for {
+		n, oobn, flags, _, err := l.conn.ReadMsgUnix(b, oob)
+		fds, rerr := parseRights(oob[:oobn])
+		if n == 0 && err == nil {
+			closeAll(fds)
+			return nil
+		}
+		if err != nil || rerr != nil || flags&unix.MSG_CTRUNC != 0 {
+			closeAll(fds)
+			switch {
+			case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET):
+				return nil
+			case err != nil:
+				return err
+			}
+			return errMalformed
+		}
+		if err := d.feed(b[:n], fds, handle); err != nil {
+			return err
+		}
+	}
+}
+
+// parseRights returns the descriptors in a control message, close-on-exec.
+func parseRights(oob []byte) (fds []int, err error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for i := range msgs {
+		got, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			continue // credentials, say: not ours to use
+		}
+		fds = append(fds, got...)
+	}
+	return fds, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// A masterSocket is the master's listening unix socket. Nobody but the
+// master can get a connection out of it: the master connects to it itself
+// and a worker inherits the connected end. A nil *masterSocket, for a
+// directory that can't be written, pairs just as well.
+type masterSocket struct {
+	path string
+	l    *net.UnixListener
+	own  chan *net.UnixConn // accepted connections that this process made
+	lost bool               // one of them is still to come: no telling which is which
+}
+
+// maxSocketPath is what fits in a sockaddr_un, less its final zero.
+const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+// listenMaster makes the master socket, with mode 0600 from the moment it
+// has a name.
+func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, error) {
+	byDefault := dir == ""
+	if byDefault {
+		dir = "./"
+	}
+	if name == "" {
+		name = "cluster.{PID}.server.sock"
+	}
+	path := filepath.Join(dir, strings.ReplaceAll(name, "{PID}", strconv.Itoa(os.Getpid())))
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
+	}
+	removeStale(dir, name)
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.Fchmod(int(fd), 0o600) })
+	}}
+	l, err := lc.Listen(context.Background(), "unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) && unlinkStale("unix", path) {
+		l, err = lc.Listen(context.Background(), "unix", path)
+	}
+	switch {
+	case err == nil:
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
+		byDefault && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)):
+		logf("cluster: no master socket, workers get a socketpair instead: %v", err)
+		return nil, nil
+	default:
+		return nil, fmt.Errorf("cluster: master socket: %w; set SocketPath", err)
+	}
+	os.Chmod(path, 0o600) // where fchmod of a socket does nothing
+	s := &masterSocket{path: path, l: l.(*net.UnixListener), own: make(chan *net.UnixConn)}
+	go s.accept()
+	return s, nil
+}
+
+// removeStale removes the sockets that masters killed outright have left in
+// dir under the same pattern.
+func removeStale(dir, name string) {
+	prefix, suffix, ok := strings.Cut(name, "{PID}")
+	if !ok {
+		return
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		pid, ok := strings.CutPrefix(e.Name(), prefix)
+		pid, ok2 := strings.CutSuffix(pid, suffix)
+		if !ok || !ok2 {
+			continue
+		}
+		if _, err := strconv.ParseUint(pid, 10, 31); err == nil {
+			unlinkStale("unix", filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// unlinkStale removes the unix socket at path if no process serves it, and
+// reports whether it did. Anything but a socket is left alone.
+func unlinkStale(network, path string) bool {
+	fi, err := os.Lstat(path)
+	if err != nil || fi.Mode()&os.ModeSocket == 0 {
+		return false
+	}
+	c, err := net.DialTimeout(network, path, time.Second)
+	if err == nil {
+		c.Close()
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
+}
+
+// accept refuses everybody but this process itself, root included.
+func (s *masterSocket) accept() {
+	defer close(s.own)
+	for {
+		c, err := s.l.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			time.Sleep(50 * time.Millisecond) // out of descriptors: others need them more
+		case !madeByUs(c):
+			c.Close()
+		default:
+			s.own <- c
+		}
+	}
+}
+
+// pair returns the two ends of a connection: the master's, and the raw
+// close-on-exec descriptor that a child is to inherit.
+func (s *masterSocket) pair() (*net.UnixConn, int, error) {
+	if s != nil && !s.lost {
+		if c, fd, err := s.connect(); err == nil {
+			return c, fd, nil
+		}
+	}
+	syscall.ForkLock.RLock()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fds[0])
+		syscall.CloseOnExec(fds[1])
+	}
+	syscall.ForkLock.RUnlock()
+	if err != nil {
+		return nil, -1, os.NewSyscallError("socketpair", err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "worker")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, -1, err
+	}
+	return c.(*net.UnixConn), fds[1], nil
+}
+
+func (s *masterSocket) connect() (*net.UnixConn, int, error) {
+	if !canTellOurselves {
+		return nil, -1, errors.ErrUnsupported
+	}
+	d := net.Dialer{Timeout: time.Second}
+	c, err := d.Dial("unix", s.path)
+	if err != nil {
+		return nil, -1, err
+	}
+	defer c.Close()
+	fd, err := dupOf(c.(syscall.Conn))
+	if err != nil {
+		return nil, -1, err
+	}
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case own, ok := <-s.own:
+		if ok {
+			return own, fd, nil
+		}
+		err = net.ErrClosed
+	case <-t.C:
+		s.lost = true
+		err = os.ErrDeadlineExceeded
+	}
+	unix.Close(fd)
+	return nil, -1, err
+}
+
+func (s *masterSocket) close() {
+	if s == nil {
+		return
+	}
+	s.l.Close() // unlinks it
+	for c := range s.own {
+		c.Close()
+	}
+}
+
+// dupOf returns a close-on-exec duplicate of c's descriptor, without
+// touching its flags as File and Fd would.
+func dupOf(c syscall.Conn) (fd int, err error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	cerr := rc.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if cerr != nil {
+		return -1, cerr
+	}
+	return fd, os.NewSyscallError("fcntl", err)
+}

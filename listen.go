@@ -1,0 +1,535 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// ErrNotInherited is wrapped by the error of Listen and ListenPacket in a
+// worker, for an address that the master doesn't listen on.
+var ErrNotInherited = errors.New("not inherited from the master")
+
+// Listen announces on the local network address, as net.Listen does. The
+// network must be "tcp", "tcp4", "tcp6" or "unix".
+//
+// In the master it binds the socket. In a worker, which runs the same code,
+// it returns the socket that it inherited from the master, known by the very
+// same network and address; one that the master never bound is an error that
+// wraps ErrNotInherited. In a new master it returns the old master's socket
+// if there is one, and binds otherwise. In a process that belongs to no
+// cluster the listener is one like any other.
+//
+// Calls with equal arguments give different sockets, in the same order in
+// every process: this is how two listeners on port 0 are told apart. The
+// socket file of a unix listener is replaced if nobody serves it any more,
+// and removed when the last master shuts down.
+func Listen(network, address string) (net.Listener, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix":
+	default:
+		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	s, err := shared.get(network, address, func() (any, error) {
+		lc := net.ListenConfig{}
+		lc.SetMultipathTCP(false) // it has no way to be emptied before it is closed
+		return lc.Listen(context.Background(), network, address)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.listener(), nil
+}
+
+// ListenPacket is Listen for the networks "udp", "udp4", "udp6" and
+// "unixgram". The net.PacketConn is a *net.UDPConn or a *net.UnixConn.
+//
+// Workers read from the same socket, and each packet reaches one of them.
+// The master's own connection is closed as soon as it has workers.
+func ListenPacket(network, address string) (net.PacketConn, error) {
+	switch network {
+	case "udp", "udp4", "udp6", "unixgram":
+	default:
+		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	s, err := shared.get(network, address, func() (any, error) {
+		return new(net.ListenConfig).ListenPacket(context.Background(), network, address)
+	})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	return conn.(net.PacketConn), nil
+}
+
+// splitAddr parses a Master's Addr into what Listen takes.
+func splitAddr(addr string) (network, address string, err error) {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		if path == "" {
+			return "", "", fmt.Errorf("cluster: Addr %q has no path; write unix:/run/app.sock", addr)
+		}
+		return "unix", path, nil
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return "", "", fmt.Errorf("cluster: Addr %q: %w; write host:port, :port or unix:/path", addr, err)
+	}
+	return "tcp", addr, nil
+}
+
+// A socket is one that the processes of a cluster share. It is in one of two
+// forms. Parked, it is a bare descriptor that the runtime doesn't poll: the
+// master keeps it so, not to be woken by every connection. Open, it is a
+// net.Listener or net.PacketConn.
+type socket struct {
+	network, address string // as they were asked for
+	addr             net.Addr
+	inode            inode // of a unix socket's file that is ours to remove
+
+	mu      sync.Mutex
+	claimed bool      // by a caller of Listen or ListenPacket, or by serve
+	fd      int       // parked, or -1
+	conn    any       // open, or nil
+	l       *listener // what Listen returned for it, or nil
+}
+
+func (s *socket) String() string { return s.network + " " + s.address }
+
+// quiesce lets no new connection into the socket's queue, in any process.
+func (s *socket) quiesce() {
+	if !isPacket(s.network) {
+		s.control(func(fd int) { stopArrivals(s.network, fd) })
+	}
+}
+
+// control calls f with the socket's descriptor, in either form.
+func (s *socket) control(f func(fd int)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd >= 0 {
+		f(s.fd)
+	} else if conn, ok := s.conn.(syscall.Conn); ok {
+		if rc, err := conn.SyscallConn(); err == nil {
+			rc.Control(func(fd uintptr) { f(int(fd)) })
+		}
+	}
+}
+
+// open returns the socket's open form.
+func (s *socket) open() (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		return s.conn, nil
+	}
+	if s.fd < 0 {
+		return nil, net.ErrClosed
+	}
+	conn, err := unpark(s.fd, isPacket(s.network))
+	if err != nil {
+		return nil, err
+	}
+	closeFD(s.fd)
+	s.fd, s.conn = -1, conn
+	return conn, nil
+}
+
+// park makes the socket a bare descriptor, which it returns.
+func (s *socket) park() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd >= 0 {
+		return s.fd, nil
+	}
+	if s.conn == nil {
+		return -1, net.ErrClosed
+	}
+	fd, err := park(s.conn)
+	if err != nil {
+		return -1, err
+	}
+	s.fd, s.conn = fd, nil
+	return fd, nil
+}
+
+// close closes this process's part of the socket.
+func (s *socket) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != nil {
+		s.conn.(interface{ Close() error }).Close()
+	}
+	if s.fd >= 0 {
+		closeFD(s.fd)
+	}
+	s.fd, s.conn = -1, nil
+}
+
+// listener returns the socket as the net.Listener that users see.
+func (s *socket) listener() *listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.l == nil {
+		s.l = &listener{
+			socket:  s,
+			gate:    shared.gate,
+			conns:   &shared.conns,
+			first:   make(chan struct{}),
+			halt:    make(chan struct{}),
+			stopped: make(chan struct{}),
+		}
+	}
+	return s.l
+}
+
+func isPacket(network string) bool {
+	return strings.HasPrefix(network, "udp") || network == "unixgram"
+}
+
+// A socketSet is all the sockets of a process that its cluster shares, in
+// the order they were made in the first master.
+type socketSet struct {
+	conns counter         // of the connections accepted from any of them
+	gate  <-chan struct{} // accept only when it is closed; nil: at once
+
+	mu   sync.Mutex
+	list []*socket
+}
+
+// shared is this process's set.
+var shared socketSet
+
+// get claims the first socket for network and address that nobody has
+// claimed, or makes one with bind.
+func (set *socketSet) get(network, address string, bind func() (any, error)) (*socket, error) {
+	if err := self.await(); err != nil {
+		return nil, err
+	}
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.list {
+		if s.network == network && s.address == address && s.claim() {
+			return s, nil
+		}
+	}
+	if IsWorker() {
+		return nil, fmt.Errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
+	}
+	conn, err := bind()
+	if err != nil && network[:4] == "unix" && unlinkStale(network, address) {
+		conn, err = bind()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return set.add(network, address, conn), nil
+}
+
+// add puts conn, open in this process, into the set. set.mu is held.
+func (set *socketSet) add(network, address string, conn any) *socket {
+	s := &socket{network: network, address: address, fd: -1, conn: conn, claimed: true}
+	switch conn := conn.(type) {
+	case *net.UnixListener:
+		conn.SetUnlinkOnClose(false)
+		s.addr, s.inode = conn.Addr(), inodeOf(conn.Addr())
+	case net.Listener:
+		s.addr = conn.Addr()
+	case net.PacketConn:
+		s.addr, s.inode = conn.LocalAddr(), inodeOf(conn.LocalAddr())
+	}
+	set.list = append(set.list, s)
+	return s
+}
+
+func (s *socket) claim() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.claimed
+	s.claimed = true
+	return first
+}
+
+// describe lists the sockets for an error message. set.mu is held.
+func (set *socketSet) describe() string {
+	if len(set.list) == 0 {
+		return "none"
+	}
+	var names []string
+	for _, s := range set.list {
+		names = append(names, s.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+// unclaimed claims the listeners that are left.
+func (set *socketSet) unclaimed() (left []*listener) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.list {
+		if !isPacket(s.network) && s.claim() {
+			left = append(left, s.listener())
+		}
+	}
+	return left
+}
+
+// find returns the listener of ours that l is, or has inside: tls.NewListener
+// and its like pass on the address of what they wrap, and an address is
+// never shared by two sockets. A plain listener joins the set.
+func (set *socketSet) find(l net.Listener) (*listener, error) {
+	if ours, ok := l.(*listener); ok {
+		return ours, nil
+	}
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.list {
+		if s.addr == l.Addr() && !isPacket(s.network) {
+			return s.listener(), nil
+		}
+	}
+	switch l.(type) {
+	case *net.TCPListener, *net.UnixListener:
+		if !IsWorker() {
+			return set.add(l.Addr().Network(), l.Addr().String(), l).listener(), nil
+		}
+	}
+	return nil, fmt.Errorf("cluster: a %T on %v has no listener of cluster.Listen inside", l, l.Addr())
+}
+
+// sockets returns a snapshot of the set.
+func (set *socketSet) sockets() []*socket {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	return slices.Clone(set.list)
+}
+
+// close closes all sockets and empties the set. With remove, the files of
+// unix sockets go too: nobody serves them any more.
+func (set *socketSet) close(remove bool) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.list {
+		if remove {
+			s.inode.remove()
+		}
+		s.close()
+	}
+	set.list = nil
+}
+
+// A counter counts connections.
+type counter struct {
+	open, total atomic.Int64
+
+	mu   sync.Mutex
+	zero chan struct{} // closed when open becomes 0; nil if nobody waits for it
+}
+
+func (c *counter) add() {
+	c.open.Add(1)
+	c.total.Add(1)
+}
+
+func (c *counter) done() {
+	if c.open.Add(-1) > 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.zero != nil {
+		close(c.zero)
+		c.zero = nil
+	}
+}
+
+// empty waits until no connection is open, or stop is closed. It calls
+// report at first, and every second.
+func (c *counter) empty(stop <-chan struct{}, report func(open int)) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	for {
+		c.mu.Lock()
+		n := c.open.Load()
+		if n > 0 && c.zero == nil {
+			c.zero = make(chan struct{})
+		}
+		zero := c.zero
+		c.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		report(int(n))
+		select {
+		case <-zero:
+		case <-t.C:
+		case <-stop:
+			return
+		}
+	}
+}
+
+// A listener is the net.Listener for a shared socket.
+type listener struct {
+	socket *socket
+	gate   <-chan struct{}
+	conns  *counter
+
+	first     chan struct{} // closed by the first Accept: somebody would serve
+	firstOnce sync.Once
+
+	halt     chan struct{} // closed by stop and Close: accept no more
+	haltOnce sync.Once
+	sweep    time.Time     // but until then, take what the kernel has queued; read it after halt
+	stopped  chan struct{} // closed when no Accept will succeed any more
+	stopOnce sync.Once
+}
+
+// Accept waits for the next connection. The net.Conn is a *net.TCPConn or a
+// *net.UnixConn with a counter around it.
+func (l *listener) Accept() (net.Conn, error) {
+	l.firstOnce.Do(func() { close(l.first) })
+	if l.gate != nil {
+		select {
+		case <-l.gate:
+		case <-l.halt:
+		}
+	}
+	conn, err := l.socket.open()
+	if errors.Is(err, net.ErrClosed) {
+		l.closed()
+		return nil, l.error(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	inner := conn.(deadlineListener)
+	select {
+	case <-l.halt:
+		return l.last(inner)
+	default:
+	}
+	c, err := inner.Accept()
+	if err == nil {
+		return l.count(c), nil
+	}
+	if errors.Is(err, syscall.EINVAL) && l.socket.network == "unix" {
+		<-l.halt // the socket has been shut down: the order to drain is on its way
+	}
+	select {
+	case <-l.halt:
+		return l.last(inner)
+	default:
+		return nil, err
+	}
+}
+
+// A deadlineListener is a *net.TCPListener or a *net.UnixListener.
+type deadlineListener interface {
+	net.Listener
+	SetDeadline(time.Time) error
+}
+
+// last is Accept after stop: it empties the queue and then says no.
+func (l *listener) last(inner deadlineListener) (net.Conn, error) {
+	for time.Now().Before(l.sweep) && pending(inner) {
+		inner.SetDeadline(time.Now().Add(100 * time.Millisecond)) // a neighbour may be faster
+		c, err := inner.Accept()
+		if err == nil {
+			return l.count(c), nil
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
+			return nil, err // out of descriptors, say: the server tries again
+		}
+		break
+	}
+	l.closed()
+	return nil, l.error(net.ErrClosed)
+}
+
+func (l *listener) error(err error) error {
+	return &net.OpError{Op: "accept", Net: l.socket.network, Addr: l.socket.addr, Err: err}
+}
+
+// closed closes this process's part of the socket.
+func (l *listener) closed() {
+	l.stopOnce.Do(func() {
+		l.socket.close()
+		close(l.stopped)
+	})
+}
+
+// stop makes Accept fail, but only after it has returned what the kernel has
+// queued, if it can so within the time given by sweep. It doesn't wait.
+func (l *listener) stop(sweep time.Duration) {
+	l.haltOnce.Do(func() {
+		l.sweep = time.Now().Add(sweep)
+		close(l.halt)
+	})
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	if inner, ok := l.socket.conn.(deadlineListener); ok {
+		inner.SetDeadline(time.Unix(1, 0))
+	}
+}
+
+// Close ends accepting in this process. What the kernel has queued is left
+// to the others.
+func (l *listener) Close() error {
+	l.haltOnce.Do(func() { close(l.halt) })
+	l.closed()
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return l.socket.addr }
+
+// count returns c with a counter around it.
+func (l *listener) count(c net.Conn) net.Conn {
+	l.conns.add()
+	switch c := c.(type) {
+	case *net.TCPConn:
+		return &tcpConn{TCPConn: c, counted: counted{counter: l.conns}}
+	case *net.UnixConn:
+		return &unixConn{UnixConn: c, counted: counted{counter: l.conns}}
+	}
+	panic("cluster: accepted a " + c.RemoteAddr().Network() + " connection")
+}
+
+// tcpConn and unixConn keep all that the net package's connections can do,
+// ReadFrom and WriteTo (sendfile, splice) included.
+type tcpConn struct {
+	*net.TCPConn
+	counted
+}
+
+type unixConn struct {
+	*net.UnixConn
+	counted
+}
+
+func (c *tcpConn) Close() error  { c.done(); return c.TCPConn.Close() }
+func (c *unixConn) Close() error { c.done(); return c.UnixConn.Close() }
+
+// counted takes a connection off its counter once.
+type counted struct {
+	counter *counter
+	gone    atomic.Bool
+}
+
+func (c *counted) done() {
+	if !c.gone.Swap(true) {
+		c.counter.done()
+	}
+}

@@ -1,0 +1,281 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// A drainOrder tells a service to finish.
+type drainOrder struct {
+	// Last: no other process will accept what the kernel has queued, and
+	// nothing new is queued any more.
+	Last bool `json:"last"`
+
+	// orphan: the master is gone, so that new connections may still arrive
+	// at sockets which somebody else may have, or not.
+	orphan bool
+}
+
+// orphanSweep is how long a worker without a master goes on accepting what
+// is queued.
+const orphanSweep = time.Second
+
+// A service is what a process serves: a worker, or with Inline the calling
+// process. It ends by an order to drain, or because a server has failed.
+type service struct {
+	m     *Master
+	pairs []pair
+
+	ready   func()          // called when all servers could accept
+	waiting func(conns int) // called while draining waits for connections; nil: nobody cares
+
+	orders chan drainOrder
+	hard   chan struct{} // closed to end at once
+	once   sync.Once
+	ended  chan struct{}
+	err    error // read it after ended
+}
+
+func (m *Master) newService(pairs []pair) *service {
+	sv := &service{
+		m: m, pairs: pairs,
+		ready:   func() {},
+		waiting: func(int) {},
+		orders:  make(chan drainOrder, 1),
+		hard:    make(chan struct{}),
+		ended:   make(chan struct{}),
+	}
+	m.mu.Lock()
+	m.local = sv
+	m.mu.Unlock()
+	return sv
+}
+
+// order makes the service drain. The first order counts.
+func (sv *service) order(o drainOrder) {
+	select {
+	case sv.orders <- o:
+	default:
+	}
+}
+
+// end ends the service of a process without a master.
+func (sv *service) end(state State) {
+	if state == HardShutdown {
+		sv.once.Do(func() { close(sv.hard) })
+		return
+	}
+	for _, p := range sv.pairs {
+		p.ours.socket.quiesce()
+	}
+	sv.order(drainOrder{Last: true})
+}
+
+// errServerReturned stands for a Serve that returned nil.
+var errServerReturned = errors.New("cluster: the server's Serve returned before it was told to")
+
+// run serves until the service has drained. Every server's Serve runs in a
+// goroutine of its own.
+func (sv *service) run() error {
+	failures := make(chan error, len(sv.pairs))
+	var serving sync.WaitGroup
+	for _, p := range sv.pairs {
+		serving.Go(func() {
+			err := p.s.Serve(p.l)
+			if err == nil {
+				err = errServerReturned
+			}
+			failures <- err
+		})
+	}
+	all := make(chan struct{})
+	go func() {
+		for _, p := range sv.pairs {
+			<-p.ours.first
+		}
+		close(all)
+	}()
+	var order drainOrder
+wait:
+	for {
+		select {
+		case <-all:
+			all = nil
+			sv.m.hooks.fire(func(h *Hooks) {
+				if h.Serving != nil {
+					h.Serving()
+				}
+			})
+			sv.ready()
+		case order = <-sv.orders:
+			break wait
+		case <-sv.hard:
+			break wait
+		case err := <-failures:
+			sv.close()
+			return err
+		}
+	}
+	close(sv.m.doneChan())
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		sv.drain(order)
+	}()
+	select {
+	case <-drained:
+		serving.Wait()
+	case <-sv.hard:
+		sv.close()
+	}
+	return nil
+}
+
+// newGrace is how long a connection may be without its first request before
+// it is taken for one that never has any. It is net/http's own.
+const newGrace = 5 * time.Second
+
+// drain stops accepting and lets all connections finish. It returns when
+// none is left, or Timeout is over.
+func (sv *service) drain(o drainOrder) {
+	ctx, cancel := context.WithTimeout(context.Background(), sv.m.timeout())
+	defer cancel()
+	for _, p := range sv.pairs {
+		sweep := time.Duration(0)
+		switch {
+		case o.orphan:
+			sweep = orphanSweep
+		case o.Last:
+			sweep = sv.m.timeout()
+		}
+		p.ours.stop(sweep)
+	}
+	var wg sync.WaitGroup
+	for _, s := range sv.servers() {
+		wg.Go(func() {
+			if k, ok := s.(interface{ SetKeepAlivesEnabled(bool) }); ok {
+				k.SetKeepAlivesEnabled(false)
+				grace, cancel := context.WithTimeout(ctx, newGrace)
+				defer cancel()
+				sv.empty(grace, func(int) {})
+			}
+			s.Shutdown(ctx)
+		})
+	}
+	sv.empty(ctx, sv.waiting)
+	wg.Wait()
+	if sv.empty(ctx, sv.waiting); ctx.Err() != nil {
+		sv.close()
+	}
+}
+
+// empty waits until nothing accepts and no connection is open, or ctx ends.
+func (sv *service) empty(ctx context.Context, report func(int)) {
+	for _, p := range sv.pairs {
+		select {
+		case <-p.ours.stopped:
+		case <-ctx.Done():
+			return
+		}
+	}
+	shared.conns.empty(ctx.Done(), report)
+}
+
+// servers returns every server once.
+func (sv *service) servers() (list []Server) {
+	seen := make(map[Server]bool)
+	for _, p := range sv.pairs {
+		if !seen[p.s] {
+			seen[p.s] = true
+			list = append(list, p.s)
+		}
+	}
+	return list
+}
+
+// close ends all servers at once.
+func (sv *service) close() {
+	for _, p := range sv.pairs {
+		p.ours.Close()
+	}
+	for _, s := range sv.servers() {
+		s.Close()
+	}
+}
+
+// serveInline is ListenAndServe without workers.
+func (m *Master) serveInline(pairs []pair) error {
+	sv := m.newService(pairs)
+	err := m.runInline(func() error {
+		sv.ready = func() {
+			m.hooks.fire(func(h *Hooks) {
+				if h.Listening != nil {
+					h.Listening()
+				}
+			})
+		}
+		return sv.run()
+	})
+	shared.close(true)
+	sv.err = err
+	close(sv.ended)
+	return err
+}
+
+// startInline is Start without workers.
+func (m *Master) startInline() error {
+	sv := m.newService(nil)
+	started := make(chan error, 1)
+	go func() {
+		err := m.runInline(func() error {
+			sv.ready = func() {
+				m.hooks.fire(func(h *Hooks) {
+					if h.Listening != nil {
+						h.Listening()
+					}
+				})
+				started <- nil
+			}
+			return sv.run()
+		})
+		sv.err = err
+		close(sv.ended)
+		if err != nil {
+			started <- err
+		}
+	}()
+	return <-started
+}
+
+// runInline runs f, which serves in this process, with what a master does
+// around it.
+func (m *Master) runInline(f func() error) error {
+	if err := m.fireStart(); err != nil {
+		return err
+	}
+	stop := m.watchSignals()
+	defer stop()
+	err := f()
+	m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))
+	m.hooks.fire(func(h *Hooks) {
+		if h.Close != nil {
+			h.Close()
+		}
+	})
+	m.hooks.flush(m.timeout())
+	return err
+}
+
+// fireStart calls Hooks.Start.
+func (m *Master) fireStart() error {
+	for _, h := range m.hooks.all() {
+		if h.Start != nil {
+			if err := h.Start(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+//go:build unix
+
+package cluster
+
+import (
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The table: what signals do in a master. In a worker only those do something
+// that workerAction lets through.
+var defaultSignals = map[os.Signal]Action{
+	syscall.SIGINT:  ActionDestroy,
+	syscall.SIGTERM: ActionDestroy,
+	syscall.SIGQUIT: ActionClose,
+	syscall.SIGHUP:  ActionRestartWorkers,
+	syscall.SIGTTIN: ActionSpawn,
+	syscall.SIGTTOU: ActionRemove,
+	syscall.SIGUSR1: ActionReopen,
+}
+
+// watchSignals does what signals call for, until the function it returns is
+// called.
+func (m *Master) watchSignals() (stop func()) {
+	table := maps.Clone(defaultSignals)
+	if signal.Ignored(syscall.SIGHUP) {
+		delete(table, syscall.SIGHUP) // nohup
+	}
+	maps.Copy(table, m.Signals)
+	c := make(chan os.Signal, 64)
+	signal.Notify(c, slices.Collect(maps.Keys(table))...)
+	terminal := hasTerminal()
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case sig := <-c:
+				action := table[sig]
+				if sig == syscall.SIGHUP && terminal && !hasTerminal() {
+					action = ActionClose // the terminal has gone, and we with it
+				}
+				m.act(action)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(done)
+	}
+}
+
+// act does one action. It doesn't wait for the outcome.
+func (m *Master) act(a Action) {
+	log := func(err error) {
+		if err != nil {
+			m.logf("%v", err)
+		}
+	}
+	switch a {
+	case ActionDestroy:
+		go m.Destroy()
+	case ActionClose:
+		go m.Close()
+	case ActionRestartWorkers:
+		go func() { log(m.RestartWorkers()) }()
+	case ActionSpawn:
+		log(m.Spawn(1))
+	case ActionRemove:
+		log(m.do(func(s *supervisor) error {
+			if len(s.slots) < 2 {
+				return nil
+			}
+			return s.shrink(1, syscall.SIGQUIT)
+		}))
+	case ActionReopen:
+		m.fireReopen()
+		m.do(func(s *supervisor) error {
+			for _, w := range s.workers {
+				w.proc.signal(syscall.SIGUSR1)
+			}
+			return nil
+		})
+	}
+}
+
+// workerAction returns what sig does in a worker.
+func (m *Master) workerAction(sig os.Signal) Action {
+	if a, ok := m.Signals[sig]; ok {
+		return a
+	}
+	switch sig {
+	case syscall.SIGQUIT:
+		return ActionClose
+	case syscall.SIGUSR1:
+		return ActionReopen
+	}
+	return ActionIgnore
+}
+
+// hasTerminal reports whether this process has a controlling terminal that
+// is still there.
+func hasTerminal() bool {
+	fd, err := unix.Open("/dev/tty", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}

@@ -1,0 +1,101 @@
+//go:build unix
+
+package cluster
+
+import (
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// park returns a bare descriptor for conn's socket, and closes conn.
+func park(conn any) (int, error) {
+	fd, err := dupOf(conn.(syscall.Conn))
+	if err != nil {
+		return -1, err
+	}
+	conn.(interface{ Close() error }).Close()
+	return fd, nil
+}
+
+// unpark returns the net.Listener or net.PacketConn for fd, which it leaves
+// open. O_NONBLOCK, which all processes share, is never touched on the way:
+// os.NewFile leaves a descriptor as it finds it, and so does its Fd.
+func unpark(fd int, packet bool) (any, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(dup), "socket")
+	defer f.Close()
+	if packet {
+		return net.FilePacketConn(f)
+	}
+	return net.FileListener(f)
+}
+
+func closeFD(fd int) { unix.Close(fd) }
+
+// addrOf returns the local address of fd's socket.
+func addrOf(fd int, packet bool) (net.Addr, error) {
+	conn, err := unpark(fd, packet)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.(interface{ Close() error }).Close()
+	if packet {
+		return conn.(net.PacketConn).LocalAddr(), nil
+	}
+	return conn.(net.Listener).Addr(), nil
+}
+
+// setBacklog tells the kernel how many connections may wait on fd.
+func setBacklog(fd, n int) error { return os.NewSyscallError("listen", unix.Listen(fd, n)) }
+
+// pending reports whether the kernel has connections queued for l.
+func pending(l net.Listener) bool {
+	rc, err := l.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	rc.Control(func(fd uintptr) {
+		for {
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return n > 0
+}
+
+// An inode is the file of a unix socket, so that only the very file that was
+// made is ever removed.
+type inode struct {
+	path string
+	info os.FileInfo
+}
+
+func inodeOf(addr net.Addr) inode {
+	a, ok := addr.(*net.UnixAddr)
+	if !ok || a.Name == "" || a.Name[0] == '@' {
+		return inode{}
+	}
+	info, err := os.Lstat(a.Name)
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
+		return inode{}
+	}
+	return inode{a.Name, info}
+}
+
+func (i inode) remove() {
+	if i.info == nil {
+		return
+	}
+	if now, err := os.Lstat(i.path); err == nil && os.SameFile(now, i.info) {
+		os.Remove(i.path)
+	}
+}

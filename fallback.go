@@ -1,0 +1,96 @@
+//go:build !unix
+
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+// Where a process can't fork, every Master serves in the calling process, as
+// with Inline.
+const canFork = false
+
+var errNoFork = errors.New("cluster: this system has no worker processes")
+
+// A child is what this process knows of its master: it has none.
+type child struct{ worker bool }
+
+var self child
+
+func (c *child) await() error                          { return nil }
+func (c *child) failed(error)                          {}
+func (c *child) message(string, json.RawMessage) error { return errNoFork }
+
+func (m *Master) checkFork() error                 { return nil }
+func (m *Master) fork(*supervisor) (func(), error) { return nil, errNoFork }
+func (m *Master) work([]pair) error                { return errNoFork }
+func (m *Master) workAbstract() error              { return errNoFork }
+
+// watchSignals does what Signals says, and shuts down hard on os.Interrupt
+// and SIGTERM.
+func (m *Master) watchSignals() (stop func()) {
+	table := map[os.Signal]Action{os.Interrupt: ActionDestroy, syscall.SIGTERM: ActionDestroy}
+	var list []os.Signal
+	for sig, action := range m.Signals {
+		table[sig] = action
+	}
+	for sig := range table {
+		list = append(list, sig)
+	}
+	c := make(chan os.Signal, 16)
+	signal.Notify(c, list...)
+	go func() {
+		for sig := range c {
+			switch table[sig] {
+			case ActionDestroy:
+				go m.Destroy()
+			case ActionClose:
+				go m.Close()
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(c)
+		close(c)
+	}
+}
+
+// Sockets are never parked, and their queues can't be looked into.
+func park(any) (int, error)         { return -1, errNoFork }
+func unpark(int, bool) (any, error) { return nil, errNoFork }
+func closeFD(int)                   {}
+func pending(net.Listener) bool     { return false }
+func stopArrivals(string, int)      {}
+
+// unlinkStale removes a unix socket that nobody serves.
+func unlinkStale(network, path string) bool {
+	c, err := net.Dial(network, path)
+	if err == nil {
+		c.Close()
+		return false
+	}
+	fi, serr := os.Lstat(path)
+	return serr == nil && fi.Mode()&os.ModeSocket != 0 && os.Remove(path) == nil
+}
+
+// An inode is the file of a unix socket.
+type inode struct{ path string }
+
+func inodeOf(addr net.Addr) inode {
+	if a, ok := addr.(*net.UnixAddr); ok && !strings.HasPrefix(a.Name, "@") {
+		return inode{a.Name}
+	}
+	return inode{}
+}
+
+func (i inode) remove() {
+	if i.path != "" {
+		os.Remove(i.path)
+	}
+}

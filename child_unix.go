@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,7 +27,7 @@ import (
 // envDescriptors makes it one, and is gone from its environment before main
 // begins; the other two are for the program's own use.
 const (
-	envDescriptors = "CLUSTER_FDS"        // the connection to the master, the crash pipe, "1" if GOMAXPROCS was added
+	envDescriptors = "CLUSTER_FDS"        // the connection to the master, the crash pipe, and what inherit says
 	envWorker      = "CLUSTER_WORKER"     // the worker's id
 	envMasterPid   = "CLUSTER_MASTER_PID" // the master's process id
 )
@@ -36,6 +38,8 @@ type settings struct {
 	Title     string          `json:"title"`
 	Timeout   time.Duration   `json:"timeout"`
 	Heartbeat time.Duration   `json:"heartbeat"`
+	Hold      bool            `json:"hold,omitempty"`   // accept only after frameServe
+	Values    Values          `json:"values,omitempty"` // for a new master
 	Sockets   []socketSetting `json:"sockets"`
 }
 
@@ -44,23 +48,33 @@ type socketSetting struct {
 	Address string `json:"address"`
 }
 
-// A child is the worker's side of a worker: what this process knows of its
-// master.
+// A child is the child's side of a worker, or of a new master: what this
+// process knows of the master that has forked it.
 type child struct {
-	worker bool
-	id     int
-	link   *link
+	worker  bool
+	heir    bool // a new master
+	id      int  // of a worker
+	link    *link
+	standIn *link // of a new master: to the process that was started first, or nil
 
 	once     sync.Once
 	awaitErr error
 	settings settings
-	signals  chan os.Signal // registered before main begins
+	signals  chan os.Signal // of a worker, registered before main begins
 	frames   chan frame     // what came after the settings
-	gone     chan struct{}  // closed when the master is
+	served   chan struct{}  // closed by frameServe: a worker may accept, a new master is the master
+	ready    atomic.Bool    // a worker has told that it is
+	gone     chan struct{}  // closed when the master is gone
 }
 
 // self is what this process is.
 var self child
+
+// What this process was started with, before main could change it.
+var (
+	firstArgs   []string
+	firstDir, _ = os.Getwd()
+)
 
 func init() {
 	// The title is written over the memory that the arguments are in.
@@ -69,57 +83,88 @@ func init() {
 	for i, arg := range args {
 		os.Args[i] = strings.Clone(arg)
 	}
+	firstArgs = slices.Clone(os.Args)
 	titleMemory(args)
 	self.inherit()
 }
 
-// inherit finds out whether this process is a worker: whether it was given a
-// connection. Everything that tells so is withdrawn, so that no child of it
-// takes itself for one.
+// inherit finds out whether this process is a worker or a new master: whether
+// it was given a connection. Everything that tells so is withdrawn, so that
+// no child of it takes itself for one.
+//
+// envDescriptors is "LINK,CRASH,1" in a worker, with nothing for the 1 if
+// GOMAXPROCS in its environment is not the master's doing, and
+// "LINK,CRASH,heir,STANDIN" in a new master, with nothing for STANDIN if there
+// is none.
 func (c *child) inherit() {
-	value, ok := os.LookupEnv(envDescriptors)
+	fields := strings.Split(os.Getenv(envDescriptors), ",")
 	os.Unsetenv(envDescriptors)
-	fields := strings.Split(value, ",")
-	var fds [2]int
-	if ok = ok && len(fields) == 3; ok {
-		for i := range fds {
-			fd, err := strconv.Atoi(fields[i])
-			ok = ok && err == nil && fd > 2
-			fds[i] = fd
+	fds := [3]int{-1, -1, -1}
+	for i, at := range []int{0, 1, 3} {
+		if at < len(fields) {
+			if fd, err := strconv.Atoi(fields[at]); err == nil && fd > 2 {
+				fds[i] = fd
+			}
 		}
 	}
 	id, err := strconv.Atoi(os.Getenv(envWorker))
-	if !ok || err != nil || !isUnixStream(fds[0]) {
+	c.worker = len(fields) == 3 && err == nil
+	c.heir = len(fields) == 4 && fields[2] == "heir"
+	if c.heir || !c.worker {
+		os.Unsetenv(envWorker)
+		os.Unsetenv(envMasterPid)
+	}
+	if !c.heir && !c.worker || !isUnixStream(fds[0]) || fds[1] < 0 {
+		c.heir, c.worker = false, false
 		// Somebody has set these by hand, or a worker has started us.
 		os.Unsetenv(envWorker)
 		os.Unsetenv(envMasterPid)
 		return
 	}
-	unix.CloseOnExec(fds[0])
-	unix.CloseOnExec(fds[1])
-	if fields[2] == "1" {
-		os.Unsetenv("GOMAXPROCS")
+	for _, fd := range fds {
+		unix.CloseOnExec(fd)
 	}
-	f := os.NewFile(uintptr(fds[0]), "master")
-	conn, err := net.FileConn(f)
-	f.Close()
+	conn, err := adopt(fds[0])
 	if err != nil {
 		os.Exit(1) // no worker of any use, and not anything else either
 	}
+	c.link = newLink(conn)
+	c.frames = make(chan frame, 16)
+	c.served = make(chan struct{})
+	c.gone = make(chan struct{})
 	unix.SetNonblock(fds[1], false)
 	crash := os.NewFile(uintptr(fds[1]), "crash")
 	debug.SetCrashOutput(crash, debug.CrashOptions{})
 	crash.Close()
 
-	c.worker, c.id = true, id
-	c.link = newLink(conn.(*net.UnixConn))
-	c.frames = make(chan frame, 16)
-	c.gone = make(chan struct{})
-
+	if c.heir {
+		if conn, err := adopt(fds[2]); err == nil {
+			c.standIn = newLink(conn)
+		}
+		return
+	}
+	c.id = id
+	if fields[2] == "1" {
+		os.Unsetenv("GOMAXPROCS")
+	}
 	// From here on no signal can take this process for a plain one.
 	signal.Ignore(syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
 	c.signals = make(chan os.Signal, 16)
 	signal.Notify(c.signals, syscall.SIGQUIT, syscall.SIGUSR1)
+}
+
+// adopt makes an inherited descriptor a connection.
+func adopt(fd int) (*net.UnixConn, error) {
+	if !isUnixStream(fd) {
+		return nil, net.ErrClosed
+	}
+	f := os.NewFile(uintptr(fd), "cluster")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
 }
 
 // isUnixStream reports whether fd is a connected unix stream socket.
@@ -133,10 +178,10 @@ func isUnixStream(fd int) bool {
 	return err == nil && ok
 }
 
-// await waits, in a worker, for what the master sends first: the settings
-// and the sockets. If the master is gone by then, so is the worker.
+// await waits, in a child, for what the master sends first: the settings and
+// the sockets. If the master is gone by then, so is the child.
 func (c *child) await() error {
-	if !c.worker {
+	if c.link == nil {
 		return nil
 	}
 	c.once.Do(func() {
@@ -151,33 +196,50 @@ func (c *child) await() error {
 // are there; the rest is left to whoever obeys.
 func (c *child) read(got chan struct{}) {
 	var files []int
-	known := false
+	known, complete := false, false
 	err := c.link.read(maxRights, func(f frame) {
-		switch f.kind {
-		case frameSettings:
+		switch {
+		case f.kind == frameSettings && !known:
 			known = json.Unmarshal(f.payload, &c.settings) == nil
-		case frameSockets:
+		case f.kind == frameSockets && !complete:
 			files = append(files, f.fds...)
+		case f.kind == frameServe && complete:
+			select {
+			case <-c.served:
+			default:
+				close(c.served)
+			}
 		default:
 			closeAll(f.fds)
 			c.frames <- f
-			return
 		}
-		if known && len(files) >= len(c.settings.Sockets) {
+		if known && !complete && len(files) >= len(c.settings.Sockets) {
+			complete = true
+			if c.settings.Hold {
+				shared.gate = c.served
+			}
 			c.awaitErr = shared.inherit(c.settings.Sockets, files)
 			close(got)
 		}
 	})
-	select {
-	case <-got:
-	default:
+	// A connection that is out of order is of no more use than a closed one.
+	held := false
+	if c.settings.Hold {
+		select {
+		case <-c.served:
+		default:
+			held = true
+		}
+	}
+	if c.worker && (held || !c.ready.Load()) || !complete {
+		os.Exit(1) // it serves nobody
+	}
+	close(c.gone)
+	if c.worker {
+		time.Sleep(c.settings.Timeout)
+		log.Printf("cluster: worker %d: the master is gone (%v), and %v were not enough to finish", c.id, err, c.settings.Timeout)
 		os.Exit(1)
 	}
-	// A connection that is out of order is of no more use than a closed one.
-	close(c.gone)
-	time.Sleep(c.settings.Timeout)
-	log.Printf("cluster: worker %d: the master is gone (%v), and %v were not enough to finish", c.id, err, c.settings.Timeout)
-	os.Exit(1)
 }
 
 // inherit fills the set with the sockets that came from another process.
@@ -194,14 +256,17 @@ func (set *socketSet) inherit(list []socketSetting, fds []int) error {
 			closeAll(fds[i:])
 			return fmt.Errorf("cluster: inherited socket: %w", err)
 		}
-		set.list = append(set.list, &socket{network: list[i].Network, address: list[i].Address, addr: addr, fd: fd})
+		set.list = append(set.list, &socket{
+			network: list[i].Network, address: list[i].Address, addr: addr, fd: fd,
+			number: i, inherited: true, inode: inodeOf(addr),
+		})
 	}
 	return nil
 }
 
-// failed tells the master why this worker gives up.
+// failed tells the master why this child gives up.
 func (c *child) failed(err error) {
-	if c.worker {
+	if c.link != nil {
 		c.link.sendValue(frameFailed, err.Error())
 		c.link.close()
 	}
@@ -249,6 +314,7 @@ func (m *Master) settle() {
 
 // nowReady tells the master, and gives signs of life from now on.
 func (m *Master) nowReady() {
+	self.ready.Store(true)
 	self.link.sendValue(frameReady, nil)
 	if m.heartbeat() > 0 {
 		go m.beat()

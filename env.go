@@ -44,6 +44,7 @@ var options = map[string]option{
 	"stdout":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stdout }),
 	"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
 	"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
+	"detach":            boolOption(func(m *Master) *bool { return &m.Detach }),
 	"inline":            boolOption(func(m *Master) *bool { return &m.Inline }),
 	"signals":           valueOption("a map[os.Signal]cluster.Action", func(m *Master) *map[os.Signal]Action { return &m.Signals }),
 	"error log":         valueOption("a *log.Logger", func(m *Master) **log.Logger { return &m.ErrorLog }),

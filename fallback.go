@@ -32,6 +32,13 @@ func (m *Master) fork(*supervisor) (func(), error) { return nil, errNoFork }
 func (m *Master) work([]pair) error                { return errNoFork }
 func (m *Master) workAbstract() error              { return errNoFork }
 
+func (m *Master) leave(_ *supervisor, err error) error { return err }
+
+type generation struct{}
+
+// Restart is not to be had here: it returns ErrNotRunning.
+func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
+
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
 func (m *Master) watchSignals() (stop func()) {

@@ -55,6 +55,9 @@ const (
 	frameFailed                        // child → master: a string, why it gives up
 	frameDraining                      // worker → master: it drains of its own accord
 	frameBeat                          // worker → master: counts
+	frameGone                          // old master → new master: all my workers are gone
+	frameMaster                        // new master → stand-in: an int, the pid of who is the master now
+	frameOutcome                       // last master → stand-in: a string, its error, or ""
 )
 
 // A message is the payload of frameMessage.
@@ -153,15 +156,20 @@ func (l *link) signal() {
 	}
 }
 
-// close sends what is queued, for at most a second, and closes the
-// connection.
-func (l *link) close() {
+// flush sends what is queued, for at most a second. Nothing can be sent
+// afterwards.
+func (l *link) flush() {
 	l.mu.Lock()
 	l.closed = true
 	l.signal()
 	l.mu.Unlock()
 	l.conn.SetWriteDeadline(time.Now().Add(time.Second))
 	<-l.flushed
+}
+
+// close flushes, and closes the connection.
+func (l *link) close() {
+	l.flush()
 	l.conn.Close()
 }
 
@@ -337,6 +345,8 @@ type masterSocket struct {
 	lost bool               // one of them is still to come: no telling which is which
 }
 
+const defaultSocketFilename = "cluster.{PID}.server.sock"
+
 // maxSocketPath is what fits in a sockaddr_un, less its final zero.
 const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 
@@ -348,7 +358,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 		dir = "./"
 	}
 	if name == "" {
-		name = "cluster.{PID}.server.sock"
+		name = defaultSocketFilename
 	}
 	path := filepath.Join(dir, strings.ReplaceAll(name, "{PID}", strconv.Itoa(os.Getpid())))
 	if len(path) > maxSocketPath {

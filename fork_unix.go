@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -35,7 +35,10 @@ type forker struct {
 	path    string
 	args    []string // with the program's name
 	env     []string
+	added   string // "1" if GOMAXPROCS in env is ours
 	attr    syscall.SysProcAttr
+	hold    atomic.Bool // workers accept only when they are told to
+	dropped []int       // sockets that the new master doesn't want; the supervisor's
 }
 
 // checkFork returns what is wrong with the settings for workers.
@@ -123,10 +126,10 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			f.socket.close()
 		}
 	}()
-	stopSignals := m.watchSignals() // before anything announces that we are there
+	m.stopSignals = m.watchSignals() // before anything announces that we are there
 	defer func() {
 		if err != nil {
-			stopSignals()
+			m.stopSignals()
 		}
 	}()
 	if err := m.fireStart(); err != nil {
@@ -144,7 +147,8 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			}
 		}
 	}
-	f.sockets = shared.sockets()
+	dropped := shared.dropped()
+	f.sockets = slices.DeleteFunc(shared.sockets(), func(s *socket) bool { return slices.Contains(dropped, s) })
 	setTitle(cmp.Or(m.Title, "cluster"))
 	s.launch = f.launch
 	s.quiesce = func() {
@@ -152,10 +156,15 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			sock.quiesce()
 		}
 	}
+	s.settled = func() { m.takeOver(s, f) }
+	m.forker = f
+	f.hold.Store(self.heir)
+	if self.heir {
+		go m.watchPredecessor(s)
+	}
 	return func() {
-		stopSignals()
 		f.socket.close()
-		shared.close(true)
+		shared.close(true) // what belongs to a new master it keeps
 		active.Store(false)
 	}, nil
 }
@@ -178,7 +187,7 @@ func (f *forker) prepare(workers int) error {
 	f.path = selfPath()
 	name := os.Args[0]
 	if m.Path != "" {
-		if f.path, err = lookPath(m.Path); err != nil {
+		if f.path, err = lookPath(firstDir, m.Path); err != nil {
 			return fmt.Errorf("cluster: Path: %w", err)
 		}
 		name = m.Path
@@ -192,21 +201,20 @@ func (f *forker) prepare(workers int) error {
 	}
 	f.args = append([]string{name}, args...)
 
-	added := ""
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		switch name {
-		case envDescriptors, envWorker, envMasterPid:
-		default:
-			f.env = append(f.env, kv)
-		}
-	}
+	f.env = cleanEnv()
 	if os.Getenv("GOMAXPROCS") == "" {
 		f.env = append(f.env, "GOMAXPROCS="+strconv.Itoa(max(1, defaultWorkers()/max(1, workers))))
-		added = "1"
+		f.added = "1"
 	}
-	f.env = append(f.env, envDescriptors+"=3,4,"+added, envMasterPid+"="+strconv.Itoa(os.Getpid()))
 	return nil
+}
+
+// cleanEnv returns the environment without what is this package's own.
+func cleanEnv() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return name == envDescriptors || name == envWorker || name == envMasterPid
+	})
 }
 
 // selfPath returns a path under which the kernel finds this very program,
@@ -219,23 +227,27 @@ func selfPath() string {
 	if path, err := os.Executable(); err == nil {
 		return path
 	}
-	path, _ := lookPath(os.Args[0])
+	path, _ := lookPath(firstDir, firstArgs[0])
 	return path
 }
 
-// lookPath finds a program as a shell does, and makes its path absolute.
-func lookPath(name string) (string, error) {
+// lookPath finds a program as a shell in the directory dir does, and makes
+// its path absolute.
+func lookPath(dir, name string) (string, error) {
 	candidates := []string{name}
 	if !strings.Contains(name, "/") {
 		candidates = nil
-		for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-			if dir != "" && name != "" {
-				candidates = append(candidates, filepath.Join(dir, name))
+		for _, in := range filepath.SplitList(os.Getenv("PATH")) {
+			if in != "" && name != "" {
+				candidates = append(candidates, filepath.Join(in, name))
 			}
 		}
 	}
 	err := fmt.Errorf("program %q: %w", name, os.ErrNotExist)
 	for _, path := range candidates {
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
 		info, serr := os.Stat(path)
 		switch {
 		case serr != nil:
@@ -245,7 +257,7 @@ func lookPath(name string) (string, error) {
 		case info.IsDir() || info.Mode()&0o111 == 0:
 			err = fmt.Errorf("program %s: %w", path, os.ErrPermission)
 		default:
-			return filepath.Abs(path)
+			return path, nil
 		}
 	}
 	return "", err
@@ -254,11 +266,45 @@ func lookPath(name string) (string, error) {
 // launch forks one worker.
 func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 	m := f.m
-	set := settings{
+	c, err := f.start(program{
+		path:  f.path,
+		args:  f.args,
+		env:   append(f.env[:len(f.env):len(f.env)], envDescriptors+"=3,4,"+f.added, envMasterPid+"="+strconv.Itoa(os.Getpid()), envWorker+"="+strconv.Itoa(w.ID)),
+		files: []*os.File{os.Stdin, cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr)},
+		attr:  f.attr,
+	}, settings{
 		Title:     strings.ReplaceAll(cmp.Or(m.WorkerTitle, "cluster worker"), "{n}", strconv.Itoa(w.ID)),
 		Timeout:   m.timeout(),
 		Heartbeat: m.heartbeat(),
+		Hold:      f.hold.Load(),
+	})
+	if err != nil {
+		return nil, err
 	}
+	p := &workerProcess{childProcess: c, f: f}
+	go c.serveLink(func(fr frame) { p.told(w, fr, post) })
+	go func() {
+		state, exception := c.wait()
+		post(event{kind: workerDead, w: w, state: state, err: exception})
+	}()
+	return p, nil
+}
+
+// A program is what a process is started with.
+type program struct {
+	path  string
+	args  []string
+	env   []string
+	dir   string
+	files []*os.File // standard input, output and error
+	extra []int      // descriptors it gets as 5 and up
+	attr  syscall.SysProcAttr
+}
+
+// start forks a child: a worker, or a new master. It gets its end of the
+// connection as descriptor 3, and that of the crash pipe as 4; then the
+// settings, and the sockets.
+func (f *forker) start(prog program, set settings) (*childProcess, error) {
 	var fds []int
 	for _, sock := range f.sockets {
 		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address})
@@ -268,7 +314,10 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		}
 		fds = append(fds, fd)
 	}
-
+	first, err := newFrame(frameSettings, set)
+	if err != nil {
+		return nil, err
+	}
 	conn, remote, err := f.socket.pair()
 	if err != nil {
 		return nil, err
@@ -280,39 +329,45 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		return nil, err
 	}
 	defer pw.Close()
-	p := &workerProcess{crash: crashReader{f: pr, eof: make(chan struct{})}}
-	files, release, err := rawFiles(os.Stdin, cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr))
-	if err == nil {
-		var pipe int
-		if pipe, err = dupOf(pw); err == nil {
-			attr := f.attr
-			p.id, err = syscall.ForkExec(f.path, f.args, &syscall.ProcAttr{
-				Env:   append(f.env[:len(f.env):len(f.env)], envWorker+"="+strconv.Itoa(w.ID)),
-				Files: append(files, uintptr(remote), uintptr(pipe)),
-				Sys:   &attr,
-			})
-			unix.Close(pipe)
-		}
-		release()
-	}
+	c := &childProcess{crash: crashReader{f: pr}, told: make(chan struct{}), dumped: make(chan struct{})}
+	c.id, err = prog.fork(remote, pw)
 	if err != nil {
 		conn.Close()
 		pr.Close()
 		return nil, fmt.Errorf("cluster: fork: %w", err)
 	}
-	p.proc, _ = os.FindProcess(p.id) // a child that nobody has waited for is found
-	p.link = newLink(conn)
-	p.link.sendValue(frameSettings, set)
+	c.proc, _ = os.FindProcess(c.id) // a child that nobody has waited for is found
+	c.link = newLink(conn)
+	c.link.send(first)
 	for len(fds) > 0 {
 		n := min(len(fds), maxRights)
-		p.link.send(frame{kind: frameSockets, fds: fds[:n]})
+		c.link.send(frame{kind: frameSockets, fds: fds[:n]})
 		fds = fds[n:]
 	}
-	go p.crash.read()
-	told := make(chan struct{})
-	go p.listen(w, post, told)
-	go p.wait(w, post, told)
-	return p, nil
+	go func() {
+		c.crash.read()
+		close(c.dumped)
+	}()
+	return c, nil
+}
+
+// fork starts the program.
+func (prog *program) fork(link int, crash *os.File) (pid int, err error) {
+	files, release, err := rawFiles(append(prog.files, crash)...)
+	if err != nil {
+		return 0, err
+	}
+	defer release()
+	files = slices.Insert(files, 3, uintptr(link))
+	for _, fd := range prog.extra {
+		files = append(files, uintptr(fd))
+	}
+	for deadline := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) {
+		pid, err = syscall.ForkExec(prog.path, prog.args, &syscall.ProcAttr{Dir: prog.dir, Env: prog.env, Files: files, Sys: &prog.attr})
+		if err != syscall.ETXTBSY || time.Now().After(deadline) {
+			return pid, err // a file that has just been written may be busy for a moment
+		}
+	}
 }
 
 // rawFiles returns the descriptors of files as they are: File.Fd would make
@@ -334,21 +389,63 @@ func rawFiles(files ...*os.File) (fds []uintptr, release func(), err error) {
 	return fds, release, nil
 }
 
-// A workerProcess is a worker process as its master holds it.
-type workerProcess struct {
-	id    int
-	proc  *os.Process
-	link  *link
-	crash crashReader
-	dead  atomic.Bool
+// A childProcess is a worker or a new master, as the master that has forked
+// it holds it.
+type childProcess struct {
+	id     int
+	proc   *os.Process
+	link   *link
+	crash  crashReader
+	told   chan struct{} // closed when it will tell no more
+	dumped chan struct{} // closed when its crash pipe has been read
+	dead   atomic.Bool
 }
 
-func (p *workerProcess) pid() int { return p.id }
+func (c *childProcess) pid() int { return c.id }
 
-func (p *workerProcess) signal(sig os.Signal) error { return p.proc.Signal(sig) }
+func (c *childProcess) signal(sig os.Signal) error { return c.proc.Signal(sig) }
+
+func (c *childProcess) serve() error { return c.link.sendValue(frameServe, nil) }
+
+// serveLink hands out what the child tells. Bad input ends the connection,
+// which a worker takes for the death of its master: it drains, and is
+// replaced.
+func (c *childProcess) serveLink(handle func(frame)) {
+	defer close(c.told)
+	if c.link.read(0, handle) != nil {
+		c.link.conn.Close()
+	}
+}
+
+// wait reaps the process, and returns when all that it has told has been
+// handed out.
+func (c *childProcess) wait() (*os.ProcessState, error) {
+	state, err := c.proc.Wait()
+	c.dead.Store(true)
+	// A process that it has forked by hand may hold these open for ever.
+	late := time.AfterFunc(time.Second, func() {
+		c.link.conn.Close()
+		c.crash.f.Close()
+	})
+	defer late.Stop()
+	<-c.told
+	<-c.dumped
+	c.link.close()
+	c.crash.f.Close()
+	if err != nil {
+		return nil, err
+	}
+	return state, c.crash.exception()
+}
+
+// A workerProcess is a worker.
+type workerProcess struct {
+	*childProcess
+	f *forker
+}
 
 func (p *workerProcess) drain(last bool) error {
-	return p.link.sendValue(frameDrain, drainOrder{Last: last})
+	return p.link.sendValue(frameDrain, drainOrder{Last: last, Dropped: p.f.dropped})
 }
 
 func (p *workerProcess) message(name string, data json.RawMessage) error {
@@ -361,80 +458,50 @@ func (p *workerProcess) abort() {
 	p.signal(syscall.SIGABRT)
 	p.signal(syscall.SIGCONT) // in case it was stopped
 	go func() {
-		for before := int64(-1); !p.dead.Load(); {
+		for before := int64(-1); !p.dead.Load(); time.Sleep(time.Second) {
 			now := p.crash.total.Load()
 			if now == before {
 				p.signal(syscall.SIGKILL)
 				return
 			}
 			before = now
-			time.Sleep(time.Second)
 		}
 	}()
 }
 
-// listen posts what the worker tells. Bad input ends the connection, which
-// the worker takes for the death of its master: it drains, and is replaced.
-func (p *workerProcess) listen(w *Worker, post func(event), told chan<- struct{}) {
-	defer close(told)
-	err := p.link.read(0, func(f frame) {
-		e := event{w: w}
-		var err error
-		switch f.kind {
-		case frameReady:
-			e.kind = workerReady
-		case frameFailed:
-			var reason string
-			e.kind, err = workerFailed, json.Unmarshal(f.payload, &reason)
-			e.err = errors.New(reason)
-		case frameDraining:
-			e.kind = workerDraining
-		case frameBeat:
-			var c counts
-			e.kind, err = workerBeat, json.Unmarshal(f.payload, &c)
-			e.conns, e.waiting = c.Open, c.Waiting
-		case frameMessage:
-			var msg message
-			e.kind, err = workerMessage, json.Unmarshal(f.payload, &msg)
-			e.name, e.data = msg.Name, msg.Data
-		default:
-			return
-		}
-		if err == nil {
-			post(e)
-		}
-	})
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		p.link.conn.Close()
+// told posts what the worker tells.
+func (p *workerProcess) told(w *Worker, f frame, post func(event)) {
+	e := event{w: w}
+	var err error
+	switch f.kind {
+	case frameReady:
+		e.kind = workerReady
+	case frameFailed:
+		var reason string
+		e.kind, err = workerFailed, json.Unmarshal(f.payload, &reason)
+		e.err = errors.New(reason)
+	case frameDraining:
+		e.kind = workerDraining
+	case frameBeat:
+		var c counts
+		e.kind, err = workerBeat, json.Unmarshal(f.payload, &c)
+		e.conns, e.waiting = c.Open, c.Waiting
+	case frameMessage:
+		var msg message
+		e.kind, err = workerMessage, json.Unmarshal(f.payload, &msg)
+		e.name, e.data = msg.Name, msg.Data
+	default:
+		return
 	}
-}
-
-// wait reaps the process and posts its death, after all that it has told.
-func (p *workerProcess) wait(w *Worker, post func(event), told <-chan struct{}) {
-	state, err := p.proc.Wait()
-	p.dead.Store(true)
-	// A process that it has forked by hand may hold these open for ever.
-	late := time.AfterFunc(time.Second, func() {
-		p.link.conn.Close()
-		p.crash.f.Close()
-	})
-	<-told
-	<-p.crash.eof
-	late.Stop()
-	p.link.close()
-	p.crash.f.Close()
-	e := event{kind: workerDead, w: w, state: state}
 	if err == nil {
-		e.err = p.crash.exception()
+		post(e)
 	}
-	post(e)
 }
 
 // A crashReader reads what the runtime of a dying worker writes: the first
 // 64 KiB are kept.
 type crashReader struct {
 	f     *os.File
-	eof   chan struct{}
 	kept  []byte
 	total atomic.Int64
 }
@@ -442,7 +509,6 @@ type crashReader struct {
 const maxCrash = 64 << 10
 
 func (c *crashReader) read() {
-	defer close(c.eof)
 	b := make([]byte, 4<<10)
 	for {
 		n, err := c.f.Read(b)
@@ -455,7 +521,7 @@ func (c *crashReader) read() {
 }
 
 // exception returns what the worker has died of, or nil if it has said
-// nothing. Call it after eof.
+// nothing. Call it after read.
 func (c *crashReader) exception() error {
 	if len(c.kept) == 0 {
 		return nil

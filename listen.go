@@ -95,6 +95,8 @@ type socket struct {
 	network, address string // as they were asked for
 	addr             net.Addr
 	inode            inode // of a unix socket's file that is ours to remove
+	number           int   // among those that were inherited
+	inherited        bool  // and still somebody else's
 
 	mu      sync.Mutex
 	claimed bool      // by a caller of Listen or ListenPacket, or by serve
@@ -314,17 +316,56 @@ func (set *socketSet) sockets() []*socket {
 }
 
 // close closes all sockets and empties the set. With remove, the files of
-// unix sockets go too: nobody serves them any more.
+// unix sockets go too, but for those that are still somebody else's: nobody
+// serves them any more.
 func (set *socketSet) close(remove bool) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	for _, s := range set.list {
-		if remove {
+		if remove && !s.inherited {
 			s.inode.remove()
 		}
 		s.close()
 	}
 	set.list = nil
+}
+
+// dropped returns the sockets that nobody in this process has asked for.
+func (set *socketSet) dropped() (list []*socket) {
+	for _, s := range set.sockets() {
+		s.mu.Lock()
+		if !s.claimed {
+			list = append(list, s)
+		}
+		s.mu.Unlock()
+	}
+	return list
+}
+
+// own makes the inherited sockets this process's, and closes those that it
+// doesn't want.
+func (set *socketSet) own() {
+	dropped := set.dropped()
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	set.list = slices.DeleteFunc(set.list, func(s *socket) bool {
+		s.inherited = false
+		if !slices.Contains(dropped, s) {
+			return false
+		}
+		s.inode.remove()
+		s.close()
+		return true
+	})
+}
+
+// disown leaves all sockets to another process.
+func (set *socketSet) disown() {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.list {
+		s.inherited = true
+	}
 }
 
 // A counter counts connections.

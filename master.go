@@ -134,6 +134,11 @@ type Master struct {
 	// so.
 	Inline bool
 
+	// Detach makes the first master exit once it has been replaced by a
+	// restart. Without it, it stays behind for whoever has started it: see
+	// Restart.
+	Detach bool
+
 	// Plugins are run in order by ListenAndServe and Start, in every process.
 	Plugins []Plugin
 
@@ -155,6 +160,8 @@ type Master struct {
 	local   *service    // in a process that serves
 	done    chan struct{}
 	outcome error // read it after done
+
+	generation // this master's place between its predecessor and its successor
 
 	state atomic.Int32
 }
@@ -399,6 +406,7 @@ func (m *Master) start() error {
 		events:         make(chan event),
 		ended:          make(chan struct{}),
 		ready:          make(chan struct{}),
+		closing:        make(chan struct{}),
 	}
 	if s.size == 0 {
 		s.size = defaultWorkers()
@@ -413,7 +421,7 @@ func (m *Master) start() error {
 	go func() {
 		err := s.run()
 		stop()
-		m.finish(err)
+		m.finish(m.leave(s, err))
 	}()
 	return nil
 }

@@ -75,6 +75,19 @@ type Hooks struct {
 	// the master closes, that is SIGQUIT, and SIGKILL when it is destroyed.
 	Kill func(sig os.Signal)
 
+	// Restarting is called in the old master, on the path of whoever
+	// restarts, before the new one is started. It puts into v what the new
+	// master should know. It is given RestartTimeout.
+	Restarting func(v Values)
+
+	// Restart is called in the new master with those values when it is
+	// established and the old one is gone, with all its workers.
+	Restart func(v Values)
+
+	// RestartFailed is called in the old master when the new one has not
+	// become ready, with the reason. Nothing has changed then.
+	RestartFailed func(err error)
+
 	// Reopen is called in master and workers on SIGUSR1: open log files anew.
 	Reopen func()
 

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -11,7 +12,11 @@ import (
 type drainOrder struct {
 	// Last: no other process will accept what the kernel has queued, and
 	// nothing new is queued any more.
-	Last bool `json:"last"`
+	Last bool `json:"last,omitempty"`
+
+	// Dropped has the numbers of the sockets for which the same holds: the
+	// new master doesn't want them.
+	Dropped []int `json:"dropped,omitempty"`
 
 	// orphan: the master is gone, so that new connections may still arrive
 	// at sockets which somebody else may have, or not.
@@ -147,7 +152,7 @@ func (sv *service) drain(o drainOrder) {
 		switch {
 		case o.orphan:
 			sweep = orphanSweep
-		case o.Last:
+		case o.Last, slices.Contains(o.Dropped, p.ours.socket.number):
 			sweep = sv.m.timeout()
 		}
 		p.ours.stop(sweep)

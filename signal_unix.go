@@ -18,6 +18,7 @@ var defaultSignals = map[os.Signal]Action{
 	syscall.SIGINT:  ActionDestroy,
 	syscall.SIGTERM: ActionDestroy,
 	syscall.SIGQUIT: ActionClose,
+	syscall.SIGUSR2: ActionRestart,
 	syscall.SIGHUP:  ActionRestartWorkers,
 	syscall.SIGTTIN: ActionSpawn,
 	syscall.SIGTTOU: ActionRemove,
@@ -44,6 +45,9 @@ func (m *Master) watchSignals() (stop func()) {
 				if sig == syscall.SIGHUP && terminal && !hasTerminal() {
 					action = ActionClose // the terminal has gone, and we with it
 				}
+				if heir := m.heir.Load(); heir != nil && heir.forward(sig) && action != ActionDestroy {
+					continue // somebody else is the master now
+				}
 				m.act(action)
 			case <-done:
 				return
@@ -68,6 +72,8 @@ func (m *Master) act(a Action) {
 		go m.Destroy()
 	case ActionClose:
 		go m.Close()
+	case ActionRestart:
+		go func() { log(m.Restart()) }()
 	case ActionRestartWorkers:
 		go func() { log(m.RestartWorkers()) }()
 	case ActionSpawn:

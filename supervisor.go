@@ -90,6 +90,7 @@ type supervisor struct {
 	fire     func(func(*Hooks)) // calls hooks, later
 	logf     func(format string, args ...any)
 	quiesce  func() // lets no new connection into the kernel's queues
+	settled  func() // all of the first workers are ready; called in a goroutine of its own
 	setState func(State)
 	state    State
 
@@ -99,10 +100,11 @@ type supervisor struct {
 	restartTimeout time.Duration
 	heartbeat      time.Duration // <= 0: off
 
-	events chan event
-	ended  chan struct{} // closed when no worker is left and none will come
-	ready  chan struct{} // closed when the first workers are all ready
-	err    error         // why the cluster could not start; read it after ended
+	events  chan event
+	ended   chan struct{} // closed when no worker is left and none will come
+	ready   chan struct{} // closed when the first workers are all ready
+	closing chan struct{} // closed when a shutdown begins
+	err     error         // why the cluster could not start; read it after ended
 
 	slots     []*slot   // by id
 	workers   []*Worker // every process, oldest first
@@ -110,6 +112,7 @@ type supervisor struct {
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
+	replaced  bool // by a new master, which has the sockets
 
 	snapshot atomic.Pointer[[]*Worker] // of workers, by id
 }
@@ -269,6 +272,7 @@ func (s *supervisor) nowReady(w *Worker) {
 				h.Listening()
 			}
 		})
+		go s.settled()
 	}
 }
 
@@ -655,6 +659,7 @@ func (s *supervisor) shutdown(state State) {
 	s.state = state
 	s.setState(state)
 	if first {
+		close(s.closing)
 		s.fire(func(h *Hooks) {
 			if h.Closing != nil {
 				h.Closing()
@@ -673,12 +678,14 @@ func (s *supervisor) shutdown(state State) {
 	sig := syscall.SIGKILL
 	if state == GracefulShutdown {
 		sig = syscall.SIGQUIT
-		s.quiesce()
+		if !s.replaced {
+			s.quiesce()
+		}
 	}
 	s.fireKill(sig)
 	for _, w := range slices.Clone(s.workers) {
 		if state == GracefulShutdown {
-			s.retire(w, sig, true)
+			s.retire(w, sig, !s.replaced)
 			continue
 		}
 		s.rolled(w, ErrNotRunning)

@@ -95,6 +95,7 @@ func (w *Worker) Send(name string, v any) error {
 type process interface {
 	pid() int
 	signal(os.Signal) error
+	serve() error          // accept from now on, if it was told to wait
 	drain(last bool) error // finish what is in flight, with last also what the kernel has queued
 	message(name string, data json.RawMessage) error
 	abort() // it hangs: have it dump its goroutines, then kill it

@@ -1,0 +1,534 @@
+//go:build unix
+
+package cluster
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A restart goes like this. The old master forks the new one, which gets the
+// sockets, starts its workers, and has them wait. When they are all ready it
+// says so. The old master, which may still say no, then tells it to serve,
+// and closes; the new one tells its workers to accept. Whatever goes wrong
+// before that word ends the new master alone.
+
+// A generation is what a Master has for restarts.
+type generation struct {
+	current, queued *restart // under way, and to come; Master.mu guards them
+
+	// Set before the first worker is forked.
+	forker      *forker
+	stopSignals func()
+
+	heir atomic.Pointer[heir] // of a master that has been replaced
+}
+
+// A restart is one call of Restart, or several that share it.
+type restart struct {
+	sig  os.Signal
+	done chan struct{}
+	err  error // read it after done
+}
+
+// ErrOldMasterGone is the error of a new master whose predecessor was gone
+// before it had handed over.
+var ErrOldMasterGone = errors.New("cluster: the old master is gone, and has not handed over")
+
+// Restart replaces the whole cluster, the master included, by a new one of
+// the program that is now found under this program's name, with the same
+// arguments, environment and first working directory. It returns nil when
+// the new workers are all ready and the new master has taken over; the old
+// master is sent sig, SIGQUIT by default, and drains. If the new master
+// can't be started, or ends or is not ready within RestartTimeout, it is
+// killed, Restart returns the reason, and nothing has changed.
+//
+// Calls while a restart is under way share one more, afterwards: it is then
+// the new master that is asked for it, and they don't wait for its outcome.
+//
+// The process that was started first is known to somebody: a shell, systemd,
+// a container. Once replaced it therefore stays behind, without any socket,
+// until the last master has ended: it passes on the signals that it gets, and
+// its ListenAndServe returns what the last master's does. With Detach it ends
+// instead.
+func (m *Master) Restart(sig ...os.Signal) error {
+	if _, err := m.supervisor(); err != nil {
+		return err
+	}
+	r := &restart{sig: first(sig, syscall.SIGQUIT), done: make(chan struct{})}
+	m.mu.Lock()
+	switch {
+	case m.current == nil:
+		m.current = r
+		go m.runRestarts()
+	case m.queued == nil:
+		m.queued = r
+	default:
+		r = m.queued
+	}
+	m.mu.Unlock()
+	<-r.done
+	return r.err
+}
+
+// runRestarts does the restarts that are asked for, one after the other.
+func (m *Master) runRestarts() {
+	for {
+		m.mu.Lock()
+		r := m.current
+		m.mu.Unlock()
+		if r == nil {
+			return
+		}
+		if h := m.heir.Load(); h != nil {
+			h.forward(syscall.SIGUSR2)
+		} else if r.err = m.restart(r.sig); r.err != nil && !errors.Is(r.err, ErrNotRunning) {
+			err := r.err
+			m.hooks.fire(func(h *Hooks) {
+				if h.RestartFailed != nil {
+					h.RestartFailed(err)
+				}
+			})
+		}
+		close(r.done)
+		m.mu.Lock()
+		m.current, m.queued = m.queued, nil
+		m.mu.Unlock()
+	}
+}
+
+// restart does one restart.
+func (m *Master) restart(sig os.Signal) error {
+	s := m.sup
+	if err := m.do(func(*supervisor) error { return nil }); err != nil {
+		return err
+	}
+	late := time.NewTimer(m.restartTimeout())
+	defer late.Stop()
+	values, err := m.fireRestarting(late.C)
+	if err != nil {
+		return err
+	}
+	h, err := m.forker.startHeir(values)
+	if err != nil {
+		return fmt.Errorf("cluster: restart: %w", err)
+	}
+	select {
+	case <-h.ready:
+	case <-h.failed:
+		err = fmt.Errorf("cluster: the new master failed: %s", h.reason)
+	case <-h.reaped:
+		err = h.died("ended before it was ready")
+	case <-late.C:
+		err = fmt.Errorf("cluster: the new master was not ready after %v", m.restartTimeout())
+	case <-s.closing:
+		err = ErrNotRunning
+	}
+	if err == nil {
+		err = m.do(func(s *supervisor) error {
+			m.heir.Store(h) // signals go there
+			m.forker.dropped = h.dropped
+			for _, i := range h.dropped {
+				m.forker.sockets[i].quiesce()
+			}
+			shared.disown()
+			s.replaced = true
+			h.serve()
+			if sig == syscall.SIGKILL || defaultSignals[sig] == ActionDestroy {
+				s.shutdown(HardShutdown)
+			} else {
+				s.shutdown(GracefulShutdown)
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		h.abandon(m)
+	}
+	return err
+}
+
+// fireRestarting collects what the hooks want the new master to know.
+func (m *Master) fireRestarting(late <-chan time.Time) (Values, error) {
+	values := make(Values)
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if v := recover(); v != nil {
+				m.logf("cluster: a Restarting hook panicked: %v\n%s", v, debug.Stack())
+				done <- fmt.Errorf("cluster: a Restarting hook panicked: %v", v)
+			}
+		}()
+		for _, h := range m.hooks.all() {
+			if h.Restarting != nil {
+				h.Restarting(values)
+			}
+		}
+		done <- nil
+	}()
+	select {
+	case err := <-done:
+		return values, err
+	case <-late:
+		return nil, fmt.Errorf("cluster: the Restarting hooks took longer than %v", m.restartTimeout())
+	}
+}
+
+// An heir is the new master, as the old one sees it.
+type heir struct {
+	*childProcess
+	ready     chan struct{} // closed when its workers are
+	dropped   []int         // read it after ready
+	failed    chan struct{} // closed when it has told that it gives up
+	reason    string        // read it after failed
+	reaped    chan struct{} // closed when it has died
+	state     *os.ProcessState
+	exception error
+
+	// For the stand-in that this process may become.
+	life    *net.UnixConn // every master after it has the other end; nil if it won't
+	outcome *string       // what the last one has told; read it after over
+	over    chan struct{} // closed when the last one is gone
+	master  atomic.Pointer[os.Process]
+	retired []*os.Process // masters before it that may not have been reaped
+	mu      sync.Mutex    // guards retired
+}
+
+// startHeir starts a new master.
+func (f *forker) startHeir(values Values) (*heir, error) {
+	path, err := lookPath(firstDir, firstArgs[0])
+	if err != nil && !strings.Contains(firstArgs[0], "/") {
+		// It was started under another name than its file's.
+		if exe, eerr := os.Executable(); eerr == nil {
+			path, err = lookPath("/", exe)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	prog := program{
+		path:  path,
+		args:  firstArgs,
+		dir:   firstDir,
+		files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		attr:  syscall.SysProcAttr{Setpgid: true}, // Ctrl-C reaches the stand-in, and that passes it on
+	}
+	h := &heir{
+		ready:  make(chan struct{}),
+		failed: make(chan struct{}),
+		reaped: make(chan struct{}),
+		over:   make(chan struct{}),
+	}
+	role := "3,4,heir,"
+	switch {
+	case self.standIn != nil:
+		fd, err := dupOf(self.standIn.conn)
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		prog.extra = []int{fd}
+	case !f.m.Detach:
+		becomeSubreaper()
+		conn, fd, err := (*masterSocket)(nil).pair()
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		h.life = conn
+		prog.extra = []int{fd}
+	}
+	if len(prog.extra) > 0 {
+		role += "5"
+	}
+	prog.env = append(cleanEnv(), envDescriptors+"="+role)
+	if h.childProcess, err = f.start(prog, settings{Values: values}); err != nil {
+		if h.life != nil {
+			h.life.Close()
+		}
+		return nil, err
+	}
+	h.master.Store(h.proc)
+	go h.serveLink(h.heard)
+	go func() {
+		h.state, h.exception = h.wait()
+		close(h.reaped)
+	}()
+	if h.life != nil {
+		go h.follow()
+	}
+	return h, nil
+}
+
+// heard handles what the new master tells the old one.
+func (h *heir) heard(f frame) {
+	var err error
+	switch f.kind {
+	case frameReady:
+		if !isClosedChan(h.ready) {
+			err = json.Unmarshal(f.payload, &h.dropped)
+			close(h.ready)
+		}
+	case frameFailed:
+		if !isClosedChan(h.failed) {
+			err = json.Unmarshal(f.payload, &h.reason)
+			close(h.failed)
+		}
+	}
+	if err != nil {
+		h.link.conn.Close()
+	}
+}
+
+func isClosedChan(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// died returns the error for a master that is dead.
+func (h *heir) died(when string) error {
+	err := fmt.Errorf("cluster: the new master %s: %v", when, h.state)
+	if h.exception != nil {
+		err = fmt.Errorf("%w: %w", err, h.exception)
+	}
+	return err
+}
+
+// abandon ends a new master that has not taken over. It is given a moment to
+// end its workers and to clean up, as it does when we close the connection.
+func (h *heir) abandon(m *Master) {
+	h.link.close()
+	select {
+	case <-h.reaped:
+	case <-time.After(time.Second):
+		h.signal(syscall.SIGKILL)
+		<-h.reaped
+		os.Remove(filepath.Join(m.SocketPath, strings.ReplaceAll(cmp.Or(m.SocketFilename, defaultSocketFilename), "{PID}", strconv.Itoa(h.id))))
+	}
+	if h.life != nil {
+		h.life.Close()
+		<-h.over
+	}
+}
+
+// forward sends sig to the current master, and reports whether it could.
+func (h *heir) forward(sig os.Signal) bool {
+	return h.master.Load().Signal(sig) == nil
+}
+
+// follow keeps track of who is the master, until there is none.
+func (h *heir) follow() {
+	defer close(h.over)
+	(&link{conn: h.life}).read(0, func(f frame) {
+		switch f.kind {
+		case frameMaster:
+			var pid int
+			if json.Unmarshal(f.payload, &pid) != nil || pid == h.master.Load().Pid {
+				return
+			}
+			if next, err := os.FindProcess(pid); err == nil {
+				h.mu.Lock()
+				h.retired = append(h.retired, h.master.Swap(next))
+				h.mu.Unlock()
+			}
+		case frameOutcome:
+			var text string
+			if json.Unmarshal(f.payload, &text) == nil {
+				h.outcome = &text
+			}
+		}
+	})
+}
+
+// leave is the end of a master whose workers are gone. It returns the
+// outcome of the cluster as this process knows it.
+func (m *Master) leave(s *supervisor, err error) error {
+	defer m.stopSignals()
+	h := m.heir.Load()
+	if h == nil {
+		if self.heir && err != nil && !isClosedChan(self.served) {
+			self.failed(err)
+		}
+		if self.standIn != nil && isClosedChan(self.served) {
+			text := ""
+			if err != nil {
+				text = err.Error()
+			}
+			self.standIn.sendValue(frameOutcome, text)
+			self.standIn.flush()
+		}
+		return err
+	}
+	h.link.sendValue(frameGone, nil)
+	h.link.close()
+	if h.life == nil {
+		return err
+	}
+	m.hooks.flush(m.timeout())
+	return h.standIn()
+}
+
+// standIn waits for the last master to end, and returns its outcome.
+func (h *heir) standIn() error {
+	debug.FreeOSMemory()
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	defer signal.Stop(children)
+	for over := false; !over; {
+		select {
+		case <-children:
+		case <-h.over:
+			over = true
+		}
+		h.reap()
+	}
+	last := h.master.Load()
+	var state *os.ProcessState
+	if last.Pid == h.id {
+		<-h.reaped
+		state = h.state
+	} else {
+		state, _ = last.Wait() // it is ours since its parent ended, if the system does that
+	}
+	switch {
+	case h.outcome != nil && *h.outcome != "":
+		return errors.New(*h.outcome)
+	case state != nil && !state.Success():
+		waitForOrphans() // it may have left its workers to us
+		return fmt.Errorf("cluster: master %d: %v", last.Pid, state)
+	case state == nil && h.outcome == nil:
+		waitForOrphans()
+		return fmt.Errorf("cluster: master %d died", last.Pid)
+	}
+	return nil
+}
+
+// reap reaps the masters that have been replaced and are dead. They become
+// this process's children when their own parents end.
+func (h *heir) reap() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	kept := h.retired[:0]
+	for _, p := range h.retired {
+		if p.Pid == h.id {
+			continue // wait does
+		}
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(p.Pid, &ws, syscall.WNOHANG, nil)
+		if pid == p.Pid || err != nil && p.Signal(syscall.Signal(0)) != nil {
+			p.Release()
+			continue
+		}
+		kept = append(kept, p)
+	}
+	h.retired = kept
+}
+
+// watchPredecessor ends a new master whose predecessor is gone too early.
+func (m *Master) watchPredecessor(s *supervisor) {
+	select {
+	case <-self.gone:
+	case <-self.served:
+		return
+	case <-s.ended:
+		return
+	}
+	if isClosedChan(self.served) {
+		return
+	}
+	s.do(func() error {
+		if s.err == nil {
+			s.err = ErrOldMasterGone
+		}
+		s.shutdown(HardShutdown)
+		return nil
+	})
+}
+
+// takeOver makes a new master the master, when its workers are ready.
+func (m *Master) takeOver(s *supervisor, f *forker) {
+	if !self.heir {
+		return
+	}
+	m.hooks.flush(m.restartTimeout()) // pidfiles and the like come before the old master is told
+	dropped := []int{}
+	for _, sock := range shared.dropped() {
+		if sock.inherited {
+			dropped = append(dropped, sock.number)
+		}
+	}
+	self.link.sendValue(frameReady, dropped)
+	select {
+	case <-self.served:
+	case <-s.closing:
+		return
+	}
+	debug.SetCrashOutput(nil, debug.CrashOptions{})
+	s.do(func() error {
+		f.hold.Store(false)
+		for _, w := range s.workers {
+			w.proc.serve()
+		}
+		return nil
+	})
+	if self.standIn != nil {
+		self.standIn.sendValue(frameMaster, os.Getpid())
+		go func() {
+			self.standIn.read(0, func(frame) {})
+			m.Close() // whoever has started us has killed what it knew of us
+		}()
+	}
+	for gone := false; !gone; {
+		select {
+		case f := <-self.frames:
+			gone = f.kind == frameGone
+		case <-self.gone:
+			gone = true
+		}
+	}
+	shared.own()
+	self.link.close()
+	m.hooks.fire(func(h *Hooks) {
+		if h.Restart != nil {
+			h.Restart(self.settings.Values)
+		}
+	})
+}
+
+// waitForOrphans waits until this process has no children, for those of a
+// master that was killed finish what they are doing.
+func waitForOrphans() {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for {
+			pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+			if err == syscall.EINTR {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			if pid <= 0 {
+				break
+			}
+		}
+	}
+}

@@ -302,7 +302,7 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 	}
 	p.proc, _ = os.FindProcess(p.id) // a child that nobody has waited for is found
 	p.link = newLink(conn)
-	p.link.sendValue(frameSettings, set)
+	p.link.sendValue(frameSettings, &set)
 	for len(fds) > 0 {
 		n := min(len(fds), maxRights)
 		p.link.send(frame{kind: frameSockets, fds: fds[:n]})
@@ -348,11 +348,11 @@ func (p *workerProcess) pid() int { return p.id }
 func (p *workerProcess) signal(sig os.Signal) error { return p.proc.Signal(sig) }
 
 func (p *workerProcess) drain(last bool) error {
-	return p.link.sendValue(frameDrain, drainOrder{Last: last})
+	return p.link.sendValue(frameDrain, &drainOrder{Last: last})
 }
 
 func (p *workerProcess) message(name string, data json.RawMessage) error {
-	return p.link.sendValue(frameMessage, message{name, data})
+	return p.link.sendValue(frameMessage, &message{name, data})
 }
 
 // abort makes the process dump its goroutines, and kills it when no more
@@ -384,18 +384,18 @@ func (p *workerProcess) listen(w *Worker, post func(event), told chan<- struct{}
 		case frameReady:
 			e.kind = workerReady
 		case frameFailed:
-			var reason string
-			e.kind, err = workerFailed, json.Unmarshal(f.payload, &reason)
-			e.err = errors.New(reason)
+			var why failure
+			e.kind, err = workerFailed, parse(f.payload, &why)
+			e.err = errors.New(why.Reason)
 		case frameDraining:
 			e.kind = workerDraining
 		case frameBeat:
 			var c counts
-			e.kind, err = workerBeat, json.Unmarshal(f.payload, &c)
-			e.conns, e.waiting = c.Open, c.Waiting
+			e.kind, err = workerBeat, parse(f.payload, &c)
+			e.conns, e.waiting = int(c.Open), c.Waiting
 		case frameMessage:
 			var msg message
-			e.kind, err = workerMessage, json.Unmarshal(f.payload, &msg)
+			e.kind, err = workerMessage, parse(f.payload, &msg)
 			e.name, e.data = msg.Name, msg.Data
 		default:
 			return

@@ -11,7 +11,7 @@ import (
 type drainOrder struct {
 	// Last: no other process will accept what the kernel has queued, and
 	// nothing new is queued any more.
-	Last bool `json:"last"`
+	Last bool
 
 	// orphan: the master is gone, so that new connections may still arrive
 	// at sockets which somebody else may have, or not.

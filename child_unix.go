@@ -35,17 +35,17 @@ const (
 // settings is the payload of frameSettings: what the master decides for its
 // workers.
 type settings struct {
-	Title     string          `json:"title"`
-	Timeout   time.Duration   `json:"timeout"`
-	Heartbeat time.Duration   `json:"heartbeat"`
-	Hold      bool            `json:"hold,omitempty"`   // accept only after frameServe
-	Values    Values          `json:"values,omitempty"` // for a new master
-	Sockets   []socketSetting `json:"sockets"`
+	Title     string
+	Timeout   time.Duration
+	Heartbeat time.Duration
+	Sockets   []socketSetting
+	Hold      bool   // accept only after frameServe
+	Values    Values // for a new master
 }
 
 type socketSetting struct {
-	Network string `json:"network"`
-	Address string `json:"address"`
+	Network string
+	Address string
 }
 
 // A child is the child's side of a worker, or of a new master: what this
@@ -200,7 +200,7 @@ func (c *child) read(got chan struct{}) {
 	err := c.link.read(maxRights, func(f frame) {
 		switch {
 		case f.kind == frameSettings && !known:
-			known = json.Unmarshal(f.payload, &c.settings) == nil
+			known = parse(f.payload, &c.settings) == nil
 		case f.kind == frameSockets && !complete:
 			files = append(files, f.fds...)
 		case f.kind == frameServe && complete:
@@ -267,13 +267,13 @@ func (set *socketSet) inherit(list []socketSetting, fds []int) error {
 // failed tells the master why this child gives up.
 func (c *child) failed(err error) {
 	if c.link != nil {
-		c.link.sendValue(frameFailed, err.Error())
+		c.link.sendValue(frameFailed, &text{err.Error()})
 		c.link.close()
 	}
 }
 
 func (c *child) message(name string, data json.RawMessage) error {
-	return c.link.sendValue(frameMessage, message{name, data})
+	return c.link.sendValue(frameMessage, &message{name, data})
 }
 
 // work is ListenAndServe in a worker.
@@ -281,7 +281,7 @@ func (m *Master) work(pairs []pair) error {
 	sv := m.newService(pairs)
 	sv.ready = m.nowReady
 	sv.waiting = func(conns int) {
-		self.link.sendValue(frameBeat, counts{conns, int(shared.conns.total.Load()), true})
+		self.link.sendValue(frameBeat, &counts{int64(conns), shared.conns.total.Load(), true})
 	}
 	m.settle()
 	go m.obey(sv)
@@ -336,7 +336,7 @@ func (m *Master) beat() {
 				continue
 			}
 		}
-		err := self.link.sendValue(frameBeat, counts{Open: int(shared.conns.open.Load()), Total: int(shared.conns.total.Load())})
+		err := self.link.sendValue(frameBeat, &counts{Open: shared.conns.open.Load(), Total: shared.conns.total.Load()})
 		if err != nil {
 			return
 		}
@@ -359,11 +359,11 @@ func (m *Master) obey(sv *service) {
 			switch f.kind {
 			case frameDrain:
 				var o drainOrder
-				json.Unmarshal(f.payload, &o)
+				parse(f.payload, &o)
 				drain(o)
 			case frameMessage:
 				var msg message
-				if json.Unmarshal(f.payload, &msg) == nil {
+				if parse(f.payload, &msg) == nil {
 					m.hooks.fire(func(h *Hooks) {
 						if h.Message != nil {
 							h.Message(nil, msg.Name, msg.Data)

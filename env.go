@@ -19,35 +19,37 @@ import (
 // have been.
 type option func(m *Master, value any) (want string)
 
-// options are the names of the reference, and of all other fields their words
-// in lower case.
-var options = map[string]option{
-	"addr":              stringOption(func(m *Master) *string { return &m.Addr }),
-	"server":            valueOption("a cluster.Server", func(m *Master) *Server { return &m.Server }),
-	"new server":        valueOption("a func() (cluster.Server, error)", func(m *Master) *func() (Server, error) { return &m.NewServer }),
-	"path":              stringOption(func(m *Master) *string { return &m.Path }),
-	"args":              valueOption("a []string", func(m *Master) *[]string { return &m.Args }),
-	"working directory": stringOption(func(m *Master) *string { return &m.Dir }),
-	"dir":               stringOption(func(m *Master) *string { return &m.Dir }),
-	"workers":           intOption(func(m *Master) *int { return &m.Workers }),
-	"backlog":           intOption(func(m *Master) *int { return &m.Backlog }),
-	"timeout":           durationOption(func(m *Master) *time.Duration { return &m.Timeout }),
-	"restart timeout":   durationOption(func(m *Master) *time.Duration { return &m.RestartTimeout }),
-	"heartbeat":         durationOption(func(m *Master) *time.Duration { return &m.Heartbeat }),
-	"alive":             valueOption("a func(context.Context) error", func(m *Master) *func(context.Context) error { return &m.Alive }),
-	"socket path":       stringOption(func(m *Master) *string { return &m.SocketPath }),
-	"socket filename":   stringOption(func(m *Master) *string { return &m.SocketFilename }),
-	"title":             stringOption(func(m *Master) *string { return &m.Title }),
-	"worker title":      stringOption(func(m *Master) *string { return &m.WorkerTitle }),
-	"user":              idOption(func(m *Master) *string { return &m.User }),
-	"group":             idOption(func(m *Master) *string { return &m.Group }),
-	"stdout":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stdout }),
-	"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
-	"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
-	"detach":            boolOption(func(m *Master) *bool { return &m.Detach }),
-	"inline":            boolOption(func(m *Master) *bool { return &m.Inline }),
-	"signals":           valueOption("a map[os.Signal]cluster.Action", func(m *Master) *map[os.Signal]Action { return &m.Signals }),
-	"error log":         valueOption("a *log.Logger", func(m *Master) **log.Logger { return &m.ErrorLog }),
+// options returns the names of the reference, and of all other fields their
+// words in lower case. As a variable they would be part of every program.
+func options() map[string]option {
+	return map[string]option{
+		"addr":              stringOption(func(m *Master) *string { return &m.Addr }),
+		"server":            valueOption("a cluster.Server", func(m *Master) *Server { return &m.Server }),
+		"new server":        valueOption("a func() (cluster.Server, error)", func(m *Master) *func() (Server, error) { return &m.NewServer }),
+		"path":              stringOption(func(m *Master) *string { return &m.Path }),
+		"args":              valueOption("a []string", func(m *Master) *[]string { return &m.Args }),
+		"working directory": stringOption(func(m *Master) *string { return &m.Dir }),
+		"dir":               stringOption(func(m *Master) *string { return &m.Dir }),
+		"workers":           intOption(func(m *Master) *int { return &m.Workers }),
+		"backlog":           intOption(func(m *Master) *int { return &m.Backlog }),
+		"timeout":           durationOption(func(m *Master) *time.Duration { return &m.Timeout }),
+		"restart timeout":   durationOption(func(m *Master) *time.Duration { return &m.RestartTimeout }),
+		"heartbeat":         durationOption(func(m *Master) *time.Duration { return &m.Heartbeat }),
+		"alive":             valueOption("a func(context.Context) error", func(m *Master) *func(context.Context) error { return &m.Alive }),
+		"socket path":       stringOption(func(m *Master) *string { return &m.SocketPath }),
+		"socket filename":   stringOption(func(m *Master) *string { return &m.SocketFilename }),
+		"title":             stringOption(func(m *Master) *string { return &m.Title }),
+		"worker title":      stringOption(func(m *Master) *string { return &m.WorkerTitle }),
+		"user":              idOption(func(m *Master) *string { return &m.User }),
+		"group":             idOption(func(m *Master) *string { return &m.Group }),
+		"stdout":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stdout }),
+		"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
+		"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
+		"detach":            boolOption(func(m *Master) *bool { return &m.Detach }),
+		"inline":            boolOption(func(m *Master) *bool { return &m.Inline }),
+		"signals":           valueOption("a map[os.Signal]cluster.Action", func(m *Master) *map[os.Signal]Action { return &m.Signals }),
+		"error log":         valueOption("a *log.Logger", func(m *Master) **log.Logger { return &m.ErrorLog }),
+	}
 }
 
 func valueOption[T any](want string, field func(*Master) *T) option {
@@ -138,13 +140,14 @@ func idOption(field func(*Master) *string) option {
 func (m *Master) Set(name string, value any) *Master {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	o, ok := options[name]
+	known := options()
+	o, ok := known[name]
 	switch {
 	case m.begun && m.started():
 		m.logf("cluster: Set(%q) after the start does nothing", name)
 	case !ok:
 		m.errs = append(m.errs, fmt.Errorf("cluster: Set: unknown option %q; there are %s", name,
-			strings.Join(slices.Sorted(maps.Keys(options)), ", ")))
+			strings.Join(slices.Sorted(maps.Keys(known)), ", ")))
 	default:
 		if want := o(m, value); want != "" {
 			m.errs = append(m.errs, fmt.Errorf("cluster: Set: option %q is %#v (%T); it must be %s", name, value, value, want))

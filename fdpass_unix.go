@@ -28,7 +28,7 @@ import (
 //	byte 1    kind
 //	byte 2,3  number of descriptors that come with the frame
 //	byte 4-7  length of the payload, big-endian
-//	          payload, JSON
+//	          payload
 //
 // Descriptors ride as SCM_RIGHTS on the bytes of their own frame. Kinds that
 // a reader doesn't know are skipped, so that processes of neighbouring
@@ -60,17 +60,171 @@ const (
 	frameOutcome                       // last master → stand-in: a string, its error, or ""
 )
 
+// A payload is a list of fields. Its method visits them in the wire's order,
+// to write and to read them alike: never reorder, only append.
+type payload interface{ fields(*codec) }
+
+func (s *settings) fields(c *codec) {
+	c.string(&s.Title)
+	c.int((*int64)(&s.Timeout))
+	c.int((*int64)(&s.Heartbeat))
+	n := int64(len(s.Sockets))
+	c.int(&n)
+	for i := int64(0); i < n && !c.bad; i++ {
+		if i == int64(len(s.Sockets)) {
+			s.Sockets = append(s.Sockets, socketSetting{})
+		}
+		c.string(&s.Sockets[i].Network)
+		c.string(&s.Sockets[i].Address)
+		if c.reading && s.Sockets[i].Network == "" {
+			c.bad = true
+		}
+	}
+	c.bool(&s.Hold)
+	s.Values.fields(c)
+}
+
+func (v *Values) fields(c *codec) {
+	n := int64(len(*v))
+	c.int(&n)
+	if !c.reading {
+		for key, data := range *v {
+			c.string(&key)
+			c.bytes((*[]byte)(&data))
+		}
+		return
+	}
+	for ; n > 0 && len(c.b) > 0; n-- {
+		var key string
+		var data []byte
+		c.string(&key)
+		c.bytes(&data)
+		if *v == nil {
+			*v = make(Values)
+		}
+		(*v)[key] = data
+	}
+}
+
+func (o *drainOrder) fields(c *codec) {
+	c.bool(&o.Last)
+	(*numbers)(&o.Dropped).fields(c)
+}
+
+// numbers is the payload of frameReady from a new master, the sockets that
+// it doesn't want, and of frameMaster, a process id.
+type numbers []int
+
+func (list *numbers) fields(c *codec) {
+	n := int64(len(*list))
+	c.int(&n)
+	for i := int64(0); i < n && !c.bad; i++ {
+		if c.reading {
+			if len(c.b) == 0 {
+				c.bad = true
+				return
+			}
+			*list = append(*list, 0)
+		}
+		v := int64((*list)[i])
+		c.int(&v)
+		(*list)[i] = int(v)
+	}
+}
+
+// A text is the payload of frameFailed, why a child gives up, and of
+// frameOutcome, the last master's error or "".
+type text struct{ Text string }
+
+func (t *text) fields(c *codec) { c.string(&t.Text) }
+
 // A message is the payload of frameMessage.
 type message struct {
-	Name string          `json:"name"`
-	Data json.RawMessage `json:"data"`
+	Name string
+	Data json.RawMessage
+}
+
+func (m *message) fields(c *codec) {
+	c.string(&m.Name)
+	c.bytes((*[]byte)(&m.Data))
 }
 
 // counts is the payload of frameBeat.
 type counts struct {
-	Open    int  `json:"open"`              // connections held now
-	Total   int  `json:"total"`             // connections accepted, ever
-	Waiting bool `json:"waiting,omitempty"` // the worker drains, and waits for these
+	Open    int64 // connections held now
+	Total   int64 // connections accepted, ever
+	Waiting bool  // the worker drains, and waits for these
+}
+
+func (n *counts) fields(c *codec) {
+	c.int(&n.Open)
+	c.int(&n.Total)
+	c.bool(&n.Waiting)
+}
+
+// A codec writes fields to b, or reads them from it: numbers are varints, and
+// strings have their length before them. A reader takes the fields that an
+// older version doesn't know for zero, and leaves what a newer one has added.
+//
+// There is no encoding/json here: it would be a third of what the package
+// adds to a program.
+type codec struct {
+	b       []byte
+	reading bool
+	bad     bool // what was read is no list of these fields
+}
+
+func (c *codec) int(p *int64) {
+	switch {
+	case !c.reading:
+		c.b = binary.AppendVarint(c.b, *p)
+	case len(c.b) == 0:
+		*p = 0
+	default:
+		v, n := binary.Varint(c.b)
+		if n <= 0 {
+			c.b, c.bad = nil, true
+			return
+		}
+		*p, c.b = v, c.b[n:]
+	}
+}
+
+func (c *codec) bool(p *bool) {
+	v := int64(0)
+	if *p {
+		v = 1
+	}
+	c.int(&v)
+	*p = v != 0
+}
+
+func (c *codec) bytes(p *[]byte) {
+	n := int64(len(*p))
+	c.int(&n)
+	switch {
+	case !c.reading:
+		c.b = append(c.b, *p...)
+	case n < 0 || n > int64(len(c.b)):
+		c.b, c.bad = nil, true
+	default:
+		*p, c.b = c.b[:n:n], c.b[n:]
+	}
+}
+
+func (c *codec) string(p *string) {
+	b := []byte(*p)
+	c.bytes(&b)
+	*p = string(b)
+}
+
+// parse reads the fields of p, which is zero, from what newFrame has written.
+func parse(b []byte, p payload) error {
+	c := codec{b: b, reading: true}
+	if p.fields(&c); c.bad {
+		return errMalformed
+	}
+	return nil
 }
 
 // A frame is one message on the wire.
@@ -80,19 +234,16 @@ type frame struct {
 	fds     []int // sent: borrowed from the caller; received: the handler's to close
 }
 
-// newFrame returns a frame of the kind with v as its payload.
-func newFrame(kind frameKind, v any) (frame, error) {
-	if v == nil {
-		return frame{kind: kind}, nil
+// newFrame returns a frame of the kind with p as its payload; nil is none.
+func newFrame(kind frameKind, p payload) (frame, error) {
+	var c codec
+	if p != nil {
+		p.fields(&c)
 	}
-	data, err := json.Marshal(v)
-	if err != nil {
-		return frame{}, fmt.Errorf("cluster: %w", err)
+	if len(c.b) > maxPayload {
+		return frame{}, fmt.Errorf("cluster: message is %d bytes, the limit is %d", len(c.b), maxPayload)
 	}
-	if len(data) > maxPayload {
-		return frame{}, fmt.Errorf("cluster: message is %d bytes, the limit is %d", len(data), maxPayload)
-	}
-	return frame{kind: kind, payload: data}, nil
+	return frame{kind: kind, payload: c.b}, nil
 }
 
 var (
@@ -141,8 +292,8 @@ func (l *link) send(f frame) error {
 }
 
 // sendValue is send for a payload that is still a value.
-func (l *link) sendValue(kind frameKind, v any) error {
-	f, err := newFrame(kind, v)
+func (l *link) sendValue(kind frameKind, p payload) error {
+	f, err := newFrame(kind, p)
 	if err != nil {
 		return err
 	}

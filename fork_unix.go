@@ -314,7 +314,7 @@ func (f *forker) start(prog program, set settings) (*childProcess, error) {
 		}
 		fds = append(fds, fd)
 	}
-	first, err := newFrame(frameSettings, set)
+	first, err := newFrame(frameSettings, &set)
 	if err != nil {
 		return nil, err
 	}
@@ -445,11 +445,11 @@ type workerProcess struct {
 }
 
 func (p *workerProcess) drain(last bool) error {
-	return p.link.sendValue(frameDrain, drainOrder{Last: last, Dropped: p.f.dropped})
+	return p.link.sendValue(frameDrain, &drainOrder{Last: last, Dropped: p.f.dropped})
 }
 
 func (p *workerProcess) message(name string, data json.RawMessage) error {
-	return p.link.sendValue(frameMessage, message{name, data})
+	return p.link.sendValue(frameMessage, &message{name, data})
 }
 
 // abort makes the process dump its goroutines, and kills it when no more
@@ -477,18 +477,18 @@ func (p *workerProcess) told(w *Worker, f frame, post func(event)) {
 	case frameReady:
 		e.kind = workerReady
 	case frameFailed:
-		var reason string
-		e.kind, err = workerFailed, json.Unmarshal(f.payload, &reason)
-		e.err = errors.New(reason)
+		var reason text
+		e.kind, err = workerFailed, parse(f.payload, &reason)
+		e.err = errors.New(reason.Text)
 	case frameDraining:
 		e.kind = workerDraining
 	case frameBeat:
 		var c counts
-		e.kind, err = workerBeat, json.Unmarshal(f.payload, &c)
-		e.conns, e.waiting = c.Open, c.Waiting
+		e.kind, err = workerBeat, parse(f.payload, &c)
+		e.conns, e.waiting = int(c.Open), c.Waiting
 	case frameMessage:
 		var msg message
-		e.kind, err = workerMessage, json.Unmarshal(f.payload, &msg)
+		e.kind, err = workerMessage, parse(f.payload, &msg)
 		e.name, e.data = msg.Name, msg.Data
 	default:
 		return

@@ -4,7 +4,6 @@ package cluster
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -281,12 +280,14 @@ func (h *heir) heard(f frame) {
 	switch f.kind {
 	case frameReady:
 		if !isClosedChan(h.ready) {
-			err = json.Unmarshal(f.payload, &h.dropped)
+			err = parse(f.payload, (*numbers)(&h.dropped))
 			close(h.ready)
 		}
 	case frameFailed:
 		if !isClosedChan(h.failed) {
-			err = json.Unmarshal(f.payload, &h.reason)
+			var reason text
+			err = parse(f.payload, &reason)
+			h.reason = reason.Text
 			close(h.failed)
 		}
 	}
@@ -341,19 +342,19 @@ func (h *heir) follow() {
 	(&link{conn: h.life}).read(0, func(f frame) {
 		switch f.kind {
 		case frameMaster:
-			var pid int
-			if json.Unmarshal(f.payload, &pid) != nil || pid == h.master.Load().Pid {
+			var pid numbers
+			if parse(f.payload, &pid) != nil || len(pid) != 1 || pid[0] == h.master.Load().Pid {
 				return
 			}
-			if next, err := os.FindProcess(pid); err == nil {
+			if next, err := os.FindProcess(pid[0]); err == nil {
 				h.mu.Lock()
 				h.retired = append(h.retired, h.master.Swap(next))
 				h.mu.Unlock()
 			}
 		case frameOutcome:
-			var text string
-			if json.Unmarshal(f.payload, &text) == nil {
-				h.outcome = &text
+			var outcome text
+			if parse(f.payload, &outcome) == nil {
+				h.outcome = &outcome.Text
 			}
 		}
 	})
@@ -369,11 +370,11 @@ func (m *Master) leave(s *supervisor, err error) error {
 			self.failed(err)
 		}
 		if self.standIn != nil && isClosedChan(self.served) {
-			text := ""
+			var outcome text
 			if err != nil {
-				text = err.Error()
+				outcome.Text = err.Error()
 			}
-			self.standIn.sendValue(frameOutcome, text)
+			self.standIn.sendValue(frameOutcome, &outcome)
 			self.standIn.flush()
 		}
 		return err
@@ -470,13 +471,13 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 		return
 	}
 	m.hooks.flush(m.restartTimeout()) // pidfiles and the like come before the old master is told
-	dropped := []int{}
+	var dropped numbers
 	for _, sock := range shared.dropped() {
 		if sock.inherited {
 			dropped = append(dropped, sock.number)
 		}
 	}
-	self.link.sendValue(frameReady, dropped)
+	self.link.sendValue(frameReady, &dropped)
 	select {
 	case <-self.served:
 	case <-s.closing:
@@ -491,7 +492,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 		return nil
 	})
 	if self.standIn != nil {
-		self.standIn.sendValue(frameMaster, os.Getpid())
+		self.standIn.sendValue(frameMaster, &numbers{os.Getpid()})
 		go func() {
 			self.standIn.read(0, func(frame) {})
 			m.Close() // whoever has started us has killed what it knew of us

@@ -12,11 +12,11 @@ import (
 type drainOrder struct {
 	// Last: no other process will accept what the kernel has queued, and
 	// nothing new is queued any more.
-	Last bool `json:"last,omitempty"`
+	Last bool
 
 	// Dropped has the numbers of the sockets for which the same holds: the
 	// new master doesn't want them.
-	Dropped []int `json:"dropped,omitempty"`
+	Dropped []int
 
 	// orphan: the master is gone, so that new connections may still arrive
 	// at sockets which somebody else may have, or not.

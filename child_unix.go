@@ -46,6 +46,17 @@ type settings struct {
 type socketSetting struct {
 	Network string
 	Address string
+	Queue   bool // two more descriptors come with it: its handoff queue
+}
+
+// files returns the number of descriptors that come with the settings.
+func (s *settings) files() (n int) {
+	for _, sock := range s.Sockets {
+		if n++; sock.Queue {
+			n += 2
+		}
+	}
+	return n
 }
 
 // A child is the child's side of a worker, or of a new master: what this
@@ -213,12 +224,12 @@ func (c *child) read(got chan struct{}) {
 			closeAll(f.fds)
 			c.frames <- f
 		}
-		if known && !complete && len(files) >= len(c.settings.Sockets) {
+		if known && !complete && len(files) >= c.settings.files() {
 			complete = true
 			if c.settings.Hold {
 				shared.gate = c.served
 			}
-			c.awaitErr = shared.inherit(c.settings.Sockets, files)
+			c.awaitErr = shared.inherit(&c.settings, files)
 			close(got)
 		}
 	})
@@ -243,23 +254,28 @@ func (c *child) read(got chan struct{}) {
 }
 
 // inherit fills the set with the sockets that came from another process.
-func (set *socketSet) inherit(list []socketSetting, fds []int) error {
-	if len(list) != len(fds) {
+func (set *socketSet) inherit(from *settings, fds []int) error {
+	if from.files() != len(fds) {
 		closeAll(fds)
-		return fmt.Errorf("cluster: the master announced %d sockets and passed %d", len(list), len(fds))
+		return fmt.Errorf("cluster: the master announced %d descriptors and passed %d", from.files(), len(fds))
 	}
 	set.mu.Lock()
 	defer set.mu.Unlock()
-	for i, fd := range fds {
-		addr, err := addrOf(fd, isPacket(list[i].Network))
+	for i, sock := range from.Sockets {
+		addr, err := addrOf(fds[0], isPacket(sock.Network))
 		if err != nil {
-			closeAll(fds[i:])
+			closeAll(fds)
 			return fmt.Errorf("cluster: inherited socket: %w", err)
 		}
-		set.list = append(set.list, &socket{
-			network: list[i].Network, address: list[i].Address, addr: addr, fd: fd,
+		s := &socket{
+			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
 			number: i, inherited: true, inode: inodeOf(addr),
-		})
+		}
+		if fds = fds[1:]; sock.Queue {
+			s.queue = &queue{fds: [2]int(fds)}
+			fds = fds[2:]
+		}
+		set.list = append(set.list, s)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Where a process can't fork, every Master serves in the calling process, as
@@ -72,7 +73,7 @@ func (m *Master) watchSignals() (stop func()) {
 func park(any) (int, error)         { return -1, errNoFork }
 func unpark(int, bool) (any, error) { return nil, errNoFork }
 func closeFD(int)                   {}
-func pending(net.Listener) bool     { return false }
+func pending(syscall.Conn) bool     { return false }
 func stopArrivals(string, int)      {}
 
 // unlinkStale removes a unix socket that nobody serves.
@@ -85,6 +86,14 @@ func unlinkStale(network, path string) bool {
 	fi, serr := os.Lstat(path)
 	return serr == nil && fi.Mode()&os.ModeSocket != 0 && os.Remove(path) == nil
 }
+
+// A queue would be there for handing over connections.
+type queue struct{}
+
+func (*queue) close()                               {}
+func (*queue) stop(time.Duration)                   {}
+func (*queue) send(net.Conn, []byte) error          { return errNoFork }
+func (l *listener) startReceiving(deadlineListener) {}
 
 // An inode is the file of a unix socket.
 type inode struct{ path string }

@@ -76,6 +76,7 @@ func (s *settings) fields(c *codec) {
 		}
 		c.string(&s.Sockets[i].Network)
 		c.string(&s.Sockets[i].Address)
+		c.bool(&s.Sockets[i].Queue)
 		if c.reading && s.Sockets[i].Network == "" {
 			c.bad = true
 		}

@@ -140,6 +140,11 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		if _, err := sock.park(); err != nil {
 			return nil, fmt.Errorf("cluster: %v: %w", sock, err)
 		}
+		if sock.queue == nil && !isPacket(sock.network) {
+			if sock.queue, err = newQueue(); err != nil {
+				return nil, fmt.Errorf("cluster: handoff queue: %w", err)
+			}
+		}
 		if m.Backlog > 0 && !isPacket(sock.network) {
 			sock.control(func(fd int) { err = setBacklog(fd, m.Backlog) })
 			if err != nil {
@@ -307,12 +312,14 @@ type program struct {
 func (f *forker) start(prog program, set settings) (*childProcess, error) {
 	var fds []int
 	for _, sock := range f.sockets {
-		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address})
+		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil})
 		fd, err := sock.park()
 		if err != nil {
 			return nil, err
 		}
-		fds = append(fds, fd)
+		if fds = append(fds, fd); sock.queue != nil {
+			fds = append(fds, sock.queue.fds[:]...)
+		}
 	}
 	first, err := newFrame(frameSettings, &set)
 	if err != nil {

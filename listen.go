@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
@@ -103,6 +104,7 @@ type socket struct {
 	fd      int       // parked, or -1
 	conn    any       // open, or nil
 	l       *listener // what Listen returned for it, or nil
+	queue   *queue    // beside a listening socket of a cluster's process
 }
 
 func (s *socket) String() string { return s.network + " " + s.address }
@@ -175,6 +177,16 @@ func (s *socket) close() {
 		closeFD(s.fd)
 	}
 	s.fd, s.conn = -1, nil
+}
+
+// closeQueue closes this process's part of the handoff queue.
+func (s *socket) closeQueue() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.queue != nil {
+		s.queue.close()
+		s.queue = nil
+	}
 }
 
 // listener returns the socket as the net.Listener that users see.
@@ -326,6 +338,7 @@ func (set *socketSet) close(remove bool) {
 			s.inode.remove()
 		}
 		s.close()
+		s.closeQueue()
 	}
 	set.list = nil
 }
@@ -355,6 +368,7 @@ func (set *socketSet) own() {
 		}
 		s.inode.remove()
 		s.close()
+		s.closeQueue()
 		return true
 	})
 }
@@ -431,8 +445,15 @@ type listener struct {
 	halt     chan struct{} // closed by stop and Close: accept no more
 	haltOnce sync.Once
 	sweep    time.Time     // but until then, take what the kernel has queued; read it after halt
+	final    bool          // nobody serves it after us; read it after halt
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
+
+	receive  sync.Once     // starts receiving from the handoff queue
+	received chan struct{} // closed when that has ended; nil if there is no queue
+	mu       sync.Mutex    // guards handed
+	handed   []net.Conn    // from the queue, for Accept
+	any      atomic.Bool   // there are some
 }
 
 // Accept waits for the next connection. The net.Conn is a *net.TCPConn or a
@@ -454,39 +475,91 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	inner := conn.(deadlineListener)
-	select {
-	case <-l.halt:
-		return l.last(inner)
-	default:
+	l.receive.Do(func() { l.startReceiving(inner) })
+	for {
+		if c := l.takeHanded(inner); c != nil {
+			return c, nil
+		}
+		select {
+		case <-l.halt:
+			return l.last(inner)
+		default:
+		}
+		c, err := inner.Accept()
+		if err == nil {
+			return l.count(c, nil), nil
+		}
+		if l.any.Load() {
+			continue // that is why it was woken
+		}
+		if errors.Is(err, syscall.EINVAL) && l.socket.network == "unix" {
+			<-l.halt // the socket has been shut down: the order to drain is on its way
+		}
+		select {
+		case <-l.halt:
+			return l.last(inner)
+		default:
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, err
+		}
+		inner.SetDeadline(time.Time{}) // somebody else has taken what it was woken for
 	}
-	c, err := inner.Accept()
-	if err == nil {
-		return l.count(c), nil
+}
+
+// hand makes Accept return c.
+func (l *listener) hand(c net.Conn, inner deadlineListener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.handed = append(l.handed, c)
+	l.any.Store(true)
+	inner.SetDeadline(time.Unix(1, 0))
+}
+
+// takeHanded returns a connection that hand was given, or nil.
+func (l *listener) takeHanded(inner deadlineListener) net.Conn {
+	if !l.any.Load() {
+		return nil
 	}
-	if errors.Is(err, syscall.EINVAL) && l.socket.network == "unix" {
-		<-l.halt // the socket has been shut down: the order to drain is on its way
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.handed) == 0 {
+		return nil
 	}
-	select {
-	case <-l.halt:
-		return l.last(inner)
-	default:
-		return nil, err
+	c := l.handed[0]
+	l.handed = l.handed[1:]
+	if len(l.handed) == 0 {
+		l.handed = nil
+		l.any.Store(false)
+		select {
+		case <-l.halt:
+		default:
+			inner.SetDeadline(time.Time{})
+		}
 	}
+	return c
 }
 
 // A deadlineListener is a *net.TCPListener or a *net.UnixListener.
 type deadlineListener interface {
 	net.Listener
+	syscall.Conn
 	SetDeadline(time.Time) error
 }
 
 // last is Accept after stop: it empties the queue and then says no.
 func (l *listener) last(inner deadlineListener) (net.Conn, error) {
+	if l.received != nil {
+		<-l.received
+	}
+	if c := l.takeHanded(inner); c != nil {
+		return c, nil
+	}
 	for time.Now().Before(l.sweep) && pending(inner) {
 		inner.SetDeadline(time.Now().Add(100 * time.Millisecond)) // a neighbour may be faster
 		c, err := inner.Accept()
 		if err == nil {
-			return l.count(c), nil
+			return l.count(c, nil), nil
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
@@ -513,37 +586,43 @@ func (l *listener) closed() {
 }
 
 // stop makes Accept fail, but only after it has returned what the kernel has
-// queued, if it can so within the time given by sweep. It doesn't wait.
-func (l *listener) stop(sweep time.Duration) {
+// queued, if it can so within the time given by sweep: that is for a listener
+// that nobody serves afterwards. Connections have so much time to be handed
+// over. It doesn't wait.
+func (l *listener) stop(sweep, timeout time.Duration) {
 	l.haltOnce.Do(func() {
-		l.sweep = time.Now().Add(sweep)
+		l.sweep, l.final = time.Now().Add(sweep), sweep > 0
 		close(l.halt)
+		l.socket.mu.Lock()
+		defer l.socket.mu.Unlock()
+		if inner, ok := l.socket.conn.(deadlineListener); ok {
+			inner.SetDeadline(time.Unix(1, 0))
+		}
+		if l.socket.queue != nil {
+			l.socket.queue.stop(timeout)
+		}
 	})
-	l.socket.mu.Lock()
-	defer l.socket.mu.Unlock()
-	if inner, ok := l.socket.conn.(deadlineListener); ok {
-		inner.SetDeadline(time.Unix(1, 0))
-	}
 }
 
 // Close ends accepting in this process. What the kernel has queued is left
 // to the others.
 func (l *listener) Close() error {
-	l.haltOnce.Do(func() { close(l.halt) })
+	l.stop(0, 0)
 	l.closed()
 	return nil
 }
 
 func (l *listener) Addr() net.Addr { return l.socket.addr }
 
-// count returns c with a counter around it.
-func (l *listener) count(c net.Conn) net.Conn {
+// count returns c with a counter around it. What it returns when it is read
+// begins with unread.
+func (l *listener) count(c net.Conn, unread []byte) net.Conn {
 	l.conns.add()
 	switch c := c.(type) {
 	case *net.TCPConn:
-		return &tcpConn{TCPConn: c, counted: counted{counter: l.conns}}
+		return &tcpConn{TCPConn: c, accepted: accepted{l: l, unread: unread}}
 	case *net.UnixConn:
-		return &unixConn{UnixConn: c, counted: counted{counter: l.conns}}
+		return &unixConn{UnixConn: c, accepted: accepted{l: l, unread: unread}}
 	}
 	panic("cluster: accepted a " + c.RemoteAddr().Network() + " connection")
 }
@@ -552,25 +631,59 @@ func (l *listener) count(c net.Conn) net.Conn {
 // ReadFrom and WriteTo (sendfile, splice) included.
 type tcpConn struct {
 	*net.TCPConn
-	counted
+	accepted
 }
 
 type unixConn struct {
 	*net.UnixConn
-	counted
+	accepted
+}
+
+// accepted is what a connection from one of our listeners has in addition.
+type accepted struct {
+	l      *listener
+	unread []byte // has come with it from the process that had it before
+	gone   atomic.Bool
 }
 
 func (c *tcpConn) Close() error  { c.done(); return c.TCPConn.Close() }
 func (c *unixConn) Close() error { c.done(); return c.UnixConn.Close() }
 
-// counted takes a connection off its counter once.
-type counted struct {
-	counter *counter
-	gone    atomic.Bool
+func (c *tcpConn) Read(b []byte) (int, error) {
+	if len(c.unread) > 0 {
+		return c.readUnread(b), nil
+	}
+	return c.TCPConn.Read(b)
 }
 
-func (c *counted) done() {
+func (c *unixConn) Read(b []byte) (int, error) {
+	if len(c.unread) > 0 {
+		return c.readUnread(b), nil
+	}
+	return c.UnixConn.Read(b)
+}
+
+// WriteTo is io.Copy's way to splice.
+func (c *tcpConn) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(c.unread)
+	if c.unread = c.unread[n:]; err != nil {
+		return int64(n), err
+	}
+	more, err := c.TCPConn.WriteTo(w)
+	return int64(n) + more, err
+}
+
+func (c *accepted) readUnread(b []byte) int {
+	n := copy(b, c.unread)
+	if c.unread = c.unread[n:]; len(c.unread) == 0 {
+		c.unread = nil
+	}
+	return n
+}
+
+// done takes the connection off its counter, once.
+func (c *accepted) done() {
 	if !c.gone.Swap(true) {
-		c.counter.done()
+		c.l.conns.done()
 	}
 }

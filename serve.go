@@ -155,7 +155,7 @@ func (sv *service) drain(o drainOrder) {
 		case o.Last, slices.Contains(o.Dropped, p.ours.socket.number):
 			sweep = sv.m.timeout()
 		}
-		p.ours.stop(sweep)
+		p.ours.stop(sweep, sv.m.timeout())
 	}
 	var wg sync.WaitGroup
 	for _, s := range sv.servers() {

@@ -54,9 +54,9 @@ func addrOf(fd int, packet bool) (net.Addr, error) {
 // setBacklog tells the kernel how many connections may wait on fd.
 func setBacklog(fd, n int) error { return os.NewSyscallError("listen", unix.Listen(fd, n)) }
 
-// pending reports whether the kernel has connections queued for l.
-func pending(l net.Listener) bool {
-	rc, err := l.(syscall.Conn).SyscallConn()
+// pending reports whether the kernel has something queued for l.
+func pending(l syscall.Conn) bool {
+	rc, err := l.SyscallConn()
 	if err != nil {
 		return false
 	}

@@ -1,0 +1,71 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net"
+)
+
+// ErrNoSuccessor is returned by Handoff where nobody would take the
+// connection: the worker doesn't drain, or nobody serves its listener after
+// it.
+var ErrNoSuccessor = errors.New("cluster: there is nobody to hand the connection to")
+
+// maxUnread is how many bytes a connection can take along.
+const maxUnread = 64 << 10
+
+// Handoff gives c to a worker of the next generation, or to another one of
+// this: its listener's Accept returns c there, as if the client had just
+// connected. What is read from it begins with unread, which this process has
+// already read and not used, at most 64 KiB. c is what Accept of one of our
+// listeners has returned.
+//
+// Handoff may be called only in a worker that drains, from any goroutine, when
+// nothing else is using c. After it has returned nil the connection is no
+// longer this process's, and c is closed. After an error it is as it was:
+// the caller should end it as the protocol has it. The error wraps
+// ErrNoSuccessor where there will be no such worker. Handoff waits while too
+// many connections are on their way, for no longer than the worker has left
+// to drain.
+func Handoff(c net.Conn, unread []byte) error {
+	var a *accepted
+	switch c := c.(type) {
+	case *tcpConn:
+		a = &c.accepted
+	case *unixConn:
+		a = &c.accepted
+	default:
+		return fmt.Errorf("cluster: Handoff: a %T does not come from a listener of ours", c)
+	}
+	unread = append(unread[:len(unread):len(unread)], a.unread...)
+	if len(unread) > maxUnread {
+		return fmt.Errorf("cluster: Handoff: %d unread bytes, the limit is %d", len(unread), maxUnread)
+	}
+	if a.gone.Load() {
+		return fmt.Errorf("cluster: Handoff: %w", net.ErrClosed)
+	}
+	q, err := a.l.handoffQueue()
+	if err != nil {
+		return err
+	}
+	if err := q.send(c, unread); err != nil {
+		return fmt.Errorf("cluster: Handoff: %w", err)
+	}
+	return c.Close()
+}
+
+// handoffQueue returns the queue that the listener's connections can go to
+// now.
+func (l *listener) handoffQueue() (*queue, error) {
+	select {
+	case <-l.halt:
+	default:
+		return nil, fmt.Errorf("%w: this worker does not drain", ErrNoSuccessor)
+	}
+	l.socket.mu.Lock()
+	defer l.socket.mu.Unlock()
+	if l.final || l.socket.queue == nil {
+		return nil, ErrNoSuccessor
+	}
+	return l.socket.queue, nil
+}

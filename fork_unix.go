@@ -162,7 +162,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		}
 	}
 	s.settled = func() { m.takeOver(s, f) }
-	m.forker = f
+	m.forker, m.established = f, make(chan struct{})
 	f.hold.Store(self.heir)
 	if self.heir {
 		go m.watchPredecessor(s)

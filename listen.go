@@ -355,31 +355,35 @@ func (set *socketSet) dropped() (list []*socket) {
 	return list
 }
 
-// own makes the inherited sockets this process's, and closes those that it
-// doesn't want.
+// own makes the inherited sockets this process's.
 func (set *socketSet) own() {
-	dropped := set.dropped()
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	set.list = slices.DeleteFunc(set.list, func(s *socket) bool {
-		s.inherited = false
-		if !slices.Contains(dropped, s) {
-			return false
-		}
-		s.inode.remove()
-		s.close()
-		s.closeQueue()
-		return true
-	})
-}
-
-// disown leaves all sockets to another process.
-func (set *socketSet) disown() {
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	for _, s := range set.list {
+		s.inherited = false
+	}
+}
+
+// disown leaves these sockets to another process.
+func (set *socketSet) disown(list []*socket) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range list {
 		s.inherited = true
 	}
+}
+
+// drop closes those of the sockets that nobody in this process has asked for.
+func (set *socketSet) drop() {
+	dropped := set.dropped()
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range dropped {
+		s.inode.remove()
+		s.close()
+		s.closeQueue()
+	}
+	set.list = slices.DeleteFunc(set.list, func(s *socket) bool { return slices.Contains(dropped, s) })
 }
 
 // A counter counts connections.

@@ -34,6 +34,7 @@ type generation struct {
 	// Set before the first worker is forked.
 	forker      *forker
 	stopSignals func()
+	established chan struct{} // closed when this is the master, and its workers serve
 
 	heir atomic.Pointer[heir] // of a master that has been replaced
 }
@@ -117,6 +118,11 @@ func (m *Master) restart(sig os.Signal) error {
 	if err := m.do(func(*supervisor) error { return nil }); err != nil {
 		return err
 	}
+	select {
+	case <-m.established:
+	case <-s.closing:
+		return ErrNotRunning
+	}
 	late := time.NewTimer(m.restartTimeout())
 	defer late.Stop()
 	values, err := m.fireRestarting(late.C)
@@ -145,7 +151,7 @@ func (m *Master) restart(sig os.Signal) error {
 			for _, i := range h.dropped {
 				m.forker.sockets[i].quiesce()
 			}
-			shared.disown()
+			shared.disown(m.forker.sockets)
 			s.replaced = true
 			h.serve()
 			if sig == syscall.SIGKILL || defaultSignals[sig] == ActionDestroy {
@@ -468,6 +474,7 @@ func (m *Master) watchPredecessor(s *supervisor) {
 // takeOver makes a new master the master, when its workers are ready.
 func (m *Master) takeOver(s *supervisor, f *forker) {
 	if !self.heir {
+		close(m.established)
 		return
 	}
 	m.hooks.flush(m.restartTimeout()) // pidfiles and the like come before the old master is told
@@ -483,6 +490,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	case <-s.closing:
 		return
 	}
+	shared.own()
 	debug.SetCrashOutput(nil, debug.CrashOptions{})
 	s.do(func() error {
 		f.hold.Store(false)
@@ -491,6 +499,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 		}
 		return nil
 	})
+	close(m.established)
 	if self.standIn != nil {
 		self.standIn.sendValue(frameMaster, &numbers{os.Getpid()})
 		go func() {
@@ -506,7 +515,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 			gone = true
 		}
 	}
-	shared.own()
+	shared.drop()
 	self.link.close()
 	m.hooks.fire(func(h *Hooks) {
 		if h.Restart != nil {

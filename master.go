@@ -603,7 +603,7 @@ func (m *Master) shutdown(state State) (<-chan struct{}, error) {
 			m.state.Store(int32(state))
 		}
 		local.end(state)
-		return local.ended, nil
+		return local.over, nil
 	}
 	return nil, ErrNotRunning
 }

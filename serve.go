@@ -39,8 +39,9 @@ type service struct {
 	orders chan drainOrder
 	hard   chan struct{} // closed to end at once
 	once   sync.Once
-	ended  chan struct{}
-	err    error // read it after ended
+	over   chan struct{} // closed when a process without a master serves no more
+	ended  chan struct{} // closed after that, when hooks have been called
+	err    error         // read it after ended
 }
 
 func (m *Master) newService(pairs []pair) *service {
@@ -50,6 +51,7 @@ func (m *Master) newService(pairs []pair) *service {
 		waiting: func(int) {},
 		orders:  make(chan drainOrder, 1),
 		hard:    make(chan struct{}),
+		over:    make(chan struct{}),
 		ended:   make(chan struct{}),
 	}
 	m.mu.Lock()
@@ -213,64 +215,53 @@ func (sv *service) close() {
 // serveInline is ListenAndServe without workers.
 func (m *Master) serveInline(pairs []pair) error {
 	sv := m.newService(pairs)
-	err := m.runInline(func() error {
-		sv.ready = func() {
-			m.hooks.fire(func(h *Hooks) {
-				if h.Listening != nil {
-					h.Listening()
-				}
-			})
-		}
-		return sv.run()
-	})
-	shared.close(true)
-	sv.err = err
-	close(sv.ended)
-	return err
+	sv.ready = m.fireListening
+	m.runInline(sv)
+	return sv.err
 }
 
 // startInline is Start without workers.
 func (m *Master) startInline() error {
 	sv := m.newService(nil)
-	started := make(chan error, 1)
-	go func() {
-		err := m.runInline(func() error {
-			sv.ready = func() {
-				m.hooks.fire(func(h *Hooks) {
-					if h.Listening != nil {
-						h.Listening()
-					}
-				})
-				started <- nil
-			}
-			return sv.run()
-		})
-		sv.err = err
-		close(sv.ended)
-		if err != nil {
-			started <- err
-		}
-	}()
-	return <-started
+	ready := make(chan struct{})
+	sv.ready = func() {
+		m.fireListening()
+		close(ready)
+	}
+	go m.runInline(sv)
+	select {
+	case <-ready:
+		return nil
+	case <-sv.ended:
+		return sv.err
+	}
 }
 
-// runInline runs f, which serves in this process, with what a master does
-// around it.
-func (m *Master) runInline(f func() error) error {
-	if err := m.fireStart(); err != nil {
-		return err
+// runInline runs sv in this process, with what a master does around it.
+func (m *Master) runInline(sv *service) {
+	if sv.err = m.fireStart(); sv.err == nil {
+		stop := m.watchSignals()
+		sv.err = sv.run()
+		stop()
+		m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))
+		m.hooks.fire(func(h *Hooks) {
+			if h.Close != nil {
+				h.Close()
+			}
+		})
 	}
-	stop := m.watchSignals()
-	defer stop()
-	err := f()
-	m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))
+	shared.close(true)
+	close(sv.over)
+	m.hooks.flush(m.timeout())
+	close(sv.ended)
+}
+
+func (m *Master) fireListening() {
 	m.hooks.fire(func(h *Hooks) {
-		if h.Close != nil {
-			h.Close()
+		if h.Listening != nil {
+			h.Listening()
 		}
 	})
-	m.hooks.flush(m.timeout())
-	return err
 }
 
 // fireStart calls Hooks.Start.

@@ -220,7 +220,10 @@ func (s *supervisor) handle(e event) {
 		s.nowDead(w, e.state, e.err)
 
 	case workerLate:
-		s.nowLate(w)
+		// Not if w has moved on while the event was on its way.
+		if w.timer != nil && !time.Now().Before(w.due) {
+			s.nowLate(w)
+		}
 
 	case slotDue:
 		if e.slot.retry != nil {
@@ -371,6 +374,7 @@ func (w *Worker) set(state WorkerState) { w.state.Store(int32(state)) }
 // within gives w so much time in its present state.
 func (s *supervisor) within(w *Worker, d time.Duration) {
 	w.stopTimer()
+	w.due = time.Now().Add(d)
 	w.timer = time.AfterFunc(d, func() { s.post(event{kind: workerLate, w: w}) })
 }
 

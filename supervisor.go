@@ -254,14 +254,16 @@ func (s *supervisor) nowReady(w *Worker) {
 			h.WorkerConnected(w)
 		}
 	})
-	sl := w.slot
-	if sl.next == w {
-		old := sl.cur
-		sl.cur, sl.next = w, nil
-		s.retire(old, w.roll.sig, false)
+	if sl := w.slot; sl.next == w {
+		s.retire(sl.cur, w.roll.sig, false) // w takes its place
 	}
 	s.rolled(w, nil)
 	s.startMore()
+	s.checkListening()
+}
+
+// checkListening notes that the first workers are all ready.
+func (s *supervisor) checkListening() {
 	if !s.listening && !slices.ContainsFunc(s.slots, func(sl *slot) bool {
 		return sl.cur == nil || sl.cur.State() != WorkerReady
 	}) {
@@ -287,6 +289,7 @@ func (s *supervisor) nowDead(w *Worker, state *os.ProcessState, exception error)
 		}
 	})
 	s.fireKilled(w, state)
+	sl := s.leave(w)
 	if before == WorkerStarting {
 		reason := w.failure
 		if reason == nil {
@@ -294,9 +297,9 @@ func (s *supervisor) nowDead(w *Worker, state *os.ProcessState, exception error)
 		}
 		err := &StartError{ID: w.ID, ProcessState: state, Err: reason}
 		s.rolled(w, err)
-		s.startFailed(w.slot, err, w.failure != nil)
+		s.startFailed(sl, err, w.failure != nil)
 	}
-	if sl := s.leave(w); sl != nil {
+	if sl != nil {
 		if before == WorkerStarting || crashed(state) && time.Since(w.ready) < livedLong {
 			sl.failures++
 		} else {
@@ -394,7 +397,7 @@ func (s *supervisor) leave(w *Worker) *slot {
 	case sl == nil:
 	case sl.next == w:
 		sl.next = nil
-	default:
+	case sl.cur == w:
 		sl.cur, sl.next = sl.next, nil
 	}
 	return sl
@@ -536,10 +539,11 @@ func (s *supervisor) retire(w *Worker, sig os.Signal, last bool) {
 	}
 	switch w.State() {
 	case WorkerStarting:
-		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
 		s.leave(w)
 		w.set(WorkerDraining)
+		w.stopTimer()
 		w.proc.signal(syscall.SIGKILL)
+		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
 	case WorkerReady:
 		s.leave(w)
 		w.set(WorkerDraining)

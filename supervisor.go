@@ -228,7 +228,8 @@ func (s *supervisor) handle(e event) {
 	case slotDue:
 		if e.slot.retry != nil {
 			e.slot.retry = nil
-			s.refill(e.slot, 0)
+			s.queue = append(s.queue, e.slot)
+			s.startMore()
 		}
 
 	case tick:
@@ -470,27 +471,35 @@ func (s *supervisor) startFailed(sl *slot, err error, final bool) {
 // startMore starts what waits to be started, not too many at a time: a
 // queue of slots, and then of successors.
 func (s *supervisor) startMore() {
-	starting := 0
-	for _, w := range s.workers {
-		if w.State() == WorkerStarting {
-			starting++
-		}
-	}
-	for ; starting < s.limit && len(s.queue) > 0 && s.state == Active; starting++ {
-		sl := s.queue[0]
-		s.queue = s.queue[1:]
-		s.refill(sl, 0)
-	}
-	for r := s.rolling; r != nil && starting < s.limit && len(r.todo) > 0 && s.state == Active; starting++ {
-		sl := r.todo[0]
-		r.todo = r.todo[1:]
-		if sl.removed {
+	for s.state == Active && s.starting() < s.limit {
+		if len(s.queue) > 0 {
+			sl := s.queue[0]
+			s.queue = s.queue[1:]
+			s.refill(sl, 0)
 			continue
 		}
-		r.busy++
-		s.start(sl, r)
+		r := s.rolling
+		if r == nil || len(r.todo) == 0 {
+			break
+		}
+		sl := r.todo[0]
+		r.todo = r.todo[1:]
+		if !sl.removed {
+			r.busy++
+			s.start(sl, r)
+		}
 	}
 	s.endRoll()
+}
+
+// starting returns how many workers are starting.
+func (s *supervisor) starting() (n int) {
+	for _, w := range s.workers {
+		if w.State() == WorkerStarting {
+			n++
+		}
+	}
+	return n
 }
 
 // grow adds n slots, with the lowest ids that are free.

@@ -527,6 +527,11 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 		sl.removed = true
 		sl.stopRetry()
 		cur, next := sl.cur, sl.next
+		for _, w := range []*Worker{cur, next} {
+			if w != nil {
+				s.rolled(w, nil) // no failure: it need not be restarted any more
+			}
+		}
 		s.retire(next, sig, false)
 		s.retire(cur, sig, false)
 		if cur != nil {
@@ -537,6 +542,7 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 			})
 		}
 	}
+	s.checkListening()
 	return nil
 }
 

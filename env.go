@@ -45,6 +45,7 @@ var options = map[string]option{
 	"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
 	"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
 	"inline":            boolOption(func(m *Master) *bool { return &m.Inline }),
+	"plugins":           valueOption("a []cluster.Plugin", func(m *Master) *[]Plugin { return &m.Plugins }),
 	"signals":           valueOption("a map[os.Signal]cluster.Action", func(m *Master) *map[os.Signal]Action { return &m.Signals }),
 	"error log":         valueOption("a *log.Logger", func(m *Master) **log.Logger { return &m.ErrorLog }),
 }

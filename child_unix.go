@@ -125,20 +125,15 @@ func (c *child) inherit() {
 		os.Unsetenv(envWorker)
 		os.Unsetenv(envMasterPid)
 	}
-	if !c.heir && !c.worker || !isUnixStream(fds[0]) || fds[1] < 0 {
+	conn := adopt(fds[0])
+	if !c.heir && !c.worker || conn == nil || fds[1] < 0 {
 		c.heir, c.worker = false, false
 		// Somebody has set these by hand, or a worker has started us.
 		os.Unsetenv(envWorker)
 		os.Unsetenv(envMasterPid)
 		return
 	}
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
-	}
-	conn, err := adopt(fds[0])
-	if err != nil {
-		os.Exit(1) // no worker of any use, and not anything else either
-	}
+	unix.CloseOnExec(fds[1])
 	c.link = newLink(conn)
 	c.frames = make(chan frame, 16)
 	c.served = make(chan struct{})
@@ -149,7 +144,7 @@ func (c *child) inherit() {
 	crash.Close()
 
 	if c.heir {
-		if conn, err := adopt(fds[2]); err == nil {
+		if conn := adopt(fds[2]); conn != nil {
 			c.standIn = newLink(conn)
 		}
 		return
@@ -164,29 +159,27 @@ func (c *child) inherit() {
 	signal.Notify(c.signals, syscall.SIGQUIT, syscall.SIGUSR1)
 }
 
-// adopt makes an inherited descriptor a connection.
-func adopt(fd int) (*net.UnixConn, error) {
-	if !isUnixStream(fd) {
-		return nil, net.ErrClosed
-	}
-	f := os.NewFile(uintptr(fd), "cluster")
-	defer f.Close()
-	conn, err := net.FileConn(f)
+// adopt makes an inherited descriptor a connection. If it is anything but a
+// unix stream socket with somebody at its other end, adopt leaves it alone
+// and returns nil.
+func adopt(fd int) *net.UnixConn {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil
 	}
-	return conn.(*net.UnixConn), nil
-}
-
-// isUnixStream reports whether fd is a connected unix stream socket.
-func isUnixStream(fd int) bool {
-	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil || typ != unix.SOCK_STREAM {
-		return false
+	f := os.NewFile(uintptr(dup), "cluster")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil
 	}
-	sa, err := unix.Getpeername(fd)
-	_, ok := sa.(*unix.SockaddrUnix)
-	return err == nil && ok
+	conn, ok := c.(*net.UnixConn)
+	if !ok || conn.RemoteAddr() == nil || conn.RemoteAddr().Network() != "unix" {
+		c.Close()
+		return nil
+	}
+	unix.Close(fd)
+	return conn
 }
 
 // await waits, in a child, for what the master sends first: the settings and

@@ -47,6 +47,7 @@ func options() map[string]option {
 		"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
 		"detach":            boolOption(func(m *Master) *bool { return &m.Detach }),
 		"inline":            boolOption(func(m *Master) *bool { return &m.Inline }),
+		"plugins":           valueOption("a []cluster.Plugin", func(m *Master) *[]Plugin { return &m.Plugins }),
 		"signals":           valueOption("a map[os.Signal]cluster.Action", func(m *Master) *map[os.Signal]Action { return &m.Signals }),
 		"error log":         valueOption("a *log.Logger", func(m *Master) **log.Logger { return &m.ErrorLog }),
 	}

@@ -569,7 +569,7 @@ func unlinkStale(network, path string) bool {
 	if err != nil || fi.Mode()&os.ModeSocket == 0 {
 		return false
 	}
-	c, err := net.DialTimeout(network, path, time.Second)
+	c, err := net.DialUnix(network, nil, &net.UnixAddr{Name: path, Net: network}) // Dial would link a resolver
 	if err == nil {
 		c.Close()
 		return false
@@ -627,13 +627,12 @@ func (s *masterSocket) connect() (*net.UnixConn, int, error) {
 	if !canTellOurselves {
 		return nil, -1, errors.ErrUnsupported
 	}
-	d := net.Dialer{Timeout: time.Second}
-	c, err := d.Dial("unix", s.path)
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.path, Net: "unix"})
 	if err != nil {
 		return nil, -1, err
 	}
 	defer c.Close()
-	fd, err := dupOf(c.(syscall.Conn))
+	fd, err := dupOf(c)
 	if err != nil {
 		return nil, -1, err
 	}

@@ -287,7 +287,7 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		return nil, err
 	}
 	p := &workerProcess{childProcess: c, f: f}
-	go c.serveLink(func(fr frame) { p.told(w, fr, post) })
+	go c.serveLink(func(fr frame) { p.hear(w, fr, post) })
 	go func() {
 		state, exception := c.wait()
 		post(event{kind: workerDead, w: w, state: state, err: exception})
@@ -476,8 +476,8 @@ func (p *workerProcess) abort() {
 	}()
 }
 
-// told posts what the worker tells.
-func (p *workerProcess) told(w *Worker, f frame, post func(event)) {
+// hear posts what the worker tells.
+func (p *workerProcess) hear(w *Worker, f frame, post func(event)) {
 	e := event{w: w}
 	var err error
 	switch f.kind {

@@ -178,9 +178,9 @@ func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
 		}
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
-		n, oobn, flags, _, err = unix.Recvmsg(int(fd), b, oob, 0)
+		n, oobn, flags, _, err = syscall.Recvmsg(int(fd), b, oob, 0)
 		if err != nil {
-			return err != unix.EAGAIN && err != unix.EINTR
+			return err != syscall.EAGAIN && err != syscall.EINTR
 		}
 		if fds, err = parseRights(oob[:oobn]); err == nil {
 			for _, fd := range fds {

@@ -223,12 +223,16 @@ func (s *supervisor) handle(e event) {
 		s.nowDead(w, e.state, e.err)
 
 	case workerLate:
-		s.nowLate(w)
+		// Not if w has moved on while the event was on its way.
+		if w.timer != nil && !time.Now().Before(w.due) {
+			s.nowLate(w)
+		}
 
 	case slotDue:
 		if e.slot.retry != nil {
 			e.slot.retry = nil
-			s.refill(e.slot, 0)
+			s.queue = append(s.queue, e.slot)
+			s.startMore()
 		}
 
 	case tick:
@@ -254,14 +258,16 @@ func (s *supervisor) nowReady(w *Worker) {
 			h.WorkerConnected(w)
 		}
 	})
-	sl := w.slot
-	if sl.next == w {
-		old := sl.cur
-		sl.cur, sl.next = w, nil
-		s.retire(old, w.roll.sig, false)
+	if sl := w.slot; sl.next == w {
+		s.retire(sl.cur, w.roll.sig, false) // w takes its place
 	}
 	s.rolled(w, nil)
 	s.startMore()
+	s.checkListening()
+}
+
+// checkListening notes that the first workers are all ready.
+func (s *supervisor) checkListening() {
 	if !s.listening && !slices.ContainsFunc(s.slots, func(sl *slot) bool {
 		return sl.cur == nil || sl.cur.State() != WorkerReady
 	}) {
@@ -288,6 +294,7 @@ func (s *supervisor) nowDead(w *Worker, state *os.ProcessState, exception error)
 		}
 	})
 	s.fireKilled(w, state)
+	sl := s.leave(w)
 	if before == WorkerStarting {
 		reason := w.failure
 		if reason == nil {
@@ -295,9 +302,9 @@ func (s *supervisor) nowDead(w *Worker, state *os.ProcessState, exception error)
 		}
 		err := &StartError{ID: w.ID, ProcessState: state, Err: reason}
 		s.rolled(w, err)
-		s.startFailed(w.slot, err, w.failure != nil)
+		s.startFailed(sl, err, w.failure != nil)
 	}
-	if sl := s.leave(w); sl != nil {
+	if sl != nil {
 		if before == WorkerStarting || crashed(state) && time.Since(w.ready) < livedLong {
 			sl.failures++
 		} else {
@@ -375,6 +382,7 @@ func (w *Worker) set(state WorkerState) { w.state.Store(int32(state)) }
 // within gives w so much time in its present state.
 func (s *supervisor) within(w *Worker, d time.Duration) {
 	w.stopTimer()
+	w.due = time.Now().Add(d)
 	w.timer = time.AfterFunc(d, func() { s.post(event{kind: workerLate, w: w}) })
 }
 
@@ -394,7 +402,7 @@ func (s *supervisor) leave(w *Worker) *slot {
 	case sl == nil:
 	case sl.next == w:
 		sl.next = nil
-	default:
+	case sl.cur == w:
 		sl.cur, sl.next = sl.next, nil
 	}
 	return sl
@@ -467,27 +475,35 @@ func (s *supervisor) startFailed(sl *slot, err error, final bool) {
 // startMore starts what waits to be started, not too many at a time: a
 // queue of slots, and then of successors.
 func (s *supervisor) startMore() {
-	starting := 0
-	for _, w := range s.workers {
-		if w.State() == WorkerStarting {
-			starting++
-		}
-	}
-	for ; starting < s.limit && len(s.queue) > 0 && s.state == Active; starting++ {
-		sl := s.queue[0]
-		s.queue = s.queue[1:]
-		s.refill(sl, 0)
-	}
-	for r := s.rolling; r != nil && starting < s.limit && len(r.todo) > 0 && s.state == Active; starting++ {
-		sl := r.todo[0]
-		r.todo = r.todo[1:]
-		if sl.removed {
+	for s.state == Active && s.starting() < s.limit {
+		if len(s.queue) > 0 {
+			sl := s.queue[0]
+			s.queue = s.queue[1:]
+			s.refill(sl, 0)
 			continue
 		}
-		r.busy++
-		s.start(sl, r)
+		r := s.rolling
+		if r == nil || len(r.todo) == 0 {
+			break
+		}
+		sl := r.todo[0]
+		r.todo = r.todo[1:]
+		if !sl.removed {
+			r.busy++
+			s.start(sl, r)
+		}
 	}
 	s.endRoll()
+}
+
+// starting returns how many workers are starting.
+func (s *supervisor) starting() (n int) {
+	for _, w := range s.workers {
+		if w.State() == WorkerStarting {
+			n++
+		}
+	}
+	return n
 }
 
 // grow adds n slots, with the lowest ids that are free.
@@ -515,6 +531,11 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 		sl.removed = true
 		sl.stopRetry()
 		cur, next := sl.cur, sl.next
+		for _, w := range []*Worker{cur, next} {
+			if w != nil {
+				s.rolled(w, nil) // no failure: it need not be restarted any more
+			}
+		}
 		s.retire(next, sig, false)
 		s.retire(cur, sig, false)
 		if cur != nil {
@@ -525,6 +546,7 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 			})
 		}
 	}
+	s.checkListening()
 	return nil
 }
 
@@ -536,10 +558,11 @@ func (s *supervisor) retire(w *Worker, sig os.Signal, last bool) {
 	}
 	switch w.State() {
 	case WorkerStarting:
-		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
 		s.leave(w)
 		w.set(WorkerDraining)
+		w.stopTimer()
 		w.proc.signal(syscall.SIGKILL)
+		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
 	case WorkerReady:
 		s.leave(w)
 		w.set(WorkerDraining)

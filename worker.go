@@ -60,6 +60,7 @@ type Worker struct {
 	roll    *roll       // the rolling restart that has started it, or nil
 	ready   time.Time   // when it became so
 	timer   *time.Timer // of its present state, or nil
+	due     time.Time   // when the timer ends
 	silent  int         // ticks since its last sign of life
 	failure error       // what it has told before giving up
 }

@@ -253,9 +253,7 @@ func (s *supervisor) nowReady(w *Worker) {
 	})
 	sl := w.slot
 	if sl.next == w {
-		old := sl.cur
-		sl.cur, sl.next = w, nil
-		s.retire(old, w.roll.sig, false)
+		s.retire(sl.cur, w.roll.sig, false) // it leaves its place to w
 	}
 	s.rolled(w, nil)
 	s.startMore()

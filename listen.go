@@ -559,13 +559,16 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if c := l.takeHanded(inner); c != nil {
 		return c, nil
 	}
-	for time.Now().Before(l.sweep) && pending(inner) {
-		inner.SetDeadline(time.Now().Add(100 * time.Millisecond)) // a neighbour may be faster
+	for empty := 0; empty < 2 && time.Now().Before(l.sweep) && pending(inner); {
+		inner.SetDeadline(time.Now().Add(50 * time.Millisecond)) // a neighbour may be faster
 		c, err := inner.Accept()
 		if err == nil {
 			return l.count(c, nil), nil
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if l.socket.network == "unix" {
+				empty++ // one that is shut down is always pending
+			}
 			continue
 		}
 		if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {

@@ -162,11 +162,13 @@ func (sv *service) drain(o drainOrder) {
 	var wg sync.WaitGroup
 	for _, s := range sv.servers() {
 		wg.Go(func() {
+			grace, cancel := context.WithTimeout(ctx, newGrace)
+			defer cancel()
 			if k, ok := s.(interface{ SetKeepAlivesEnabled(bool) }); ok {
 				k.SetKeepAlivesEnabled(false)
-				grace, cancel := context.WithTimeout(ctx, newGrace)
-				defer cancel()
 				sv.empty(grace, func(int) {})
+			} else {
+				sv.accepted(grace) // Shutdown closes the listener, and what is queued with it
 			}
 			s.Shutdown(ctx)
 		})
@@ -180,14 +182,21 @@ func (sv *service) drain(o drainOrder) {
 
 // empty waits until nothing accepts and no connection is open, or ctx ends.
 func (sv *service) empty(ctx context.Context, report func(int)) {
+	if sv.accepted(ctx) {
+		shared.conns.empty(ctx.Done(), report)
+	}
+}
+
+// accepted waits until nothing accepts, or ctx ends: then it returns false.
+func (sv *service) accepted(ctx context.Context) bool {
 	for _, p := range sv.pairs {
 		select {
 		case <-p.ours.stopped:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
-	shared.conns.empty(ctx.Done(), report)
+	return true
 }
 
 // servers returns every server once.

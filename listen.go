@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -441,19 +440,17 @@ type deadlineListener interface {
 
 // last is Accept after stop: it empties the queue and then says no.
 func (l *listener) last(inner deadlineListener) (net.Conn, error) {
-	for time.Now().Before(l.sweep) && pending(inner) {
-		inner.SetDeadline(time.Now().Add(100 * time.Millisecond)) // a neighbour may be faster
-		c, err := inner.Accept()
-		if err == nil {
+	for time.Now().Before(l.sweep) {
+		c, err := acceptQueued(inner)
+		switch {
+		case err == nil:
 			return l.count(c), nil
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			return nil, l.error(err) // the server tries again
+		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
 			continue
 		}
-		if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
-			return nil, err // out of descriptors, say: the server tries again
-		}
-		break
+		break // the queue is empty
 	}
 	l.closed()
 	return nil, l.error(net.ErrClosed)

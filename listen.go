@@ -226,7 +226,7 @@ func (set *socketSet) get(network, address string, bind func() (any, error)) (*s
 		return nil, fmt.Errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
 	}
 	conn, err := bind()
-	if err != nil && network[:4] == "unix" && unlinkStale(network, address) {
+	if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
 		conn, err = bind()
 	}
 	if err != nil {

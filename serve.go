@@ -242,9 +242,7 @@ func (m *Master) startInline() error {
 		})
 		sv.err = err
 		close(sv.ended)
-		if err != nil {
-			started <- err
-		}
+		started <- err // counts if it has ended before it was ready
 	}()
 	return <-started
 }

@@ -736,11 +736,10 @@ func TestConnectionsKeepTheFastPaths(t *testing.T) {
 		"tcp SetNoDelay":    is[interface{ SetNoDelay(bool) error }](tcp),
 		"unix syscall.Conn": is[syscall.Conn](uds),
 		"unix CloseWrite":   is[interface{ CloseWrite() error }](uds),
-		"unix WriteMsgUnix": is[interface {
+		"unix ReadMsgUnix": is[interface {
 			ReadMsgUnix(_, _ []byte) (int, int, int, *net.UnixAddr, error)
 		}](uds),
 		"unix net.PacketConn":  is[net.PacketConn](uds),
-		"listener no PollFD":   !is[interface{ PollFD() }](tcp),
 		"tcp size at most 64":  unsafe.Sizeof(tcpConn{}) <= 64,
 		"unix size at most 64": unsafe.Sizeof(unixConn{}) <= 64,
 	} {

@@ -360,7 +360,9 @@ func TestDescriptorsForWhichThereIsNoRoomEndTheConnection(t *testing.T) {
 	}
 	// Room for a few only: the kernel sets MSG_CTRUNC.
 	highest := slices.Max(fds)
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(highest + 4), Max: old.Max}); err != nil {
+	few := old
+	setTo(&few.Cur, highest+4)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
@@ -370,6 +372,9 @@ func TestDescriptorsForWhichThereIsNoRoomEndTheConnection(t *testing.T) {
 		}
 	})
 }
+
+// setTo is for fields whose type is not the same everywhere.
+func setTo[T int64 | uint64](p *T, n int) { *p = T(n) }
 
 func TestPeerThatDiesIsNoticed(t *testing.T) {
 	a, b := connPair(t)

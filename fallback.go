@@ -35,14 +35,14 @@ func (m *Master) workAbstract() error              { return errNoFork }
 
 func (m *Master) leave(_ *supervisor, err error) error { return err }
 
-type generation struct{}
+type generation struct{ running chan struct{} }
 
 // Restart is not to be had here: it returns ErrNotRunning.
 func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
 
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
-func (m *Master) watchSignals() (stop func()) {
+func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 	table := map[os.Signal]Action{os.Interrupt: ActionDestroy, syscall.SIGTERM: ActionDestroy}
 	var list []os.Signal
 	for sig, action := range m.Signals {

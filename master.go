@@ -411,18 +411,16 @@ func (m *Master) start() error {
 	if s.size == 0 {
 		s.size = defaultWorkers()
 	}
-	stop, err := m.fork(s)
-	if err != nil {
+	var err error
+	m.running = make(chan struct{})
+	if s.cleanup, err = m.fork(s); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.sup = s
 	m.mu.Unlock()
-	go func() {
-		err := s.run()
-		stop()
-		m.finish(m.leave(s, err))
-	}()
+	close(m.running)
+	go func() { m.finish(m.leave(s, s.run())) }()
 	return nil
 }
 

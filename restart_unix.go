@@ -31,6 +31,7 @@ type generation struct {
 
 	// Set before the first worker is forked.
 	forker      *forker
+	running     chan struct{} // closed when methods find the supervisor
 	stopSignals func()
 	established chan struct{} // closed when this is the master, and its workers serve
 
@@ -121,12 +122,18 @@ func (m *Master) restart(sig os.Signal) error {
 	case <-s.closing:
 		return ErrNotRunning
 	}
-	late := time.NewTimer(m.restartTimeout())
-	defer late.Stop()
-	values, err := m.fireRestarting(late.C)
+	values := make(Values)
+	err := m.bounded("Restarting", func(h *Hooks) error {
+		if h.Restarting != nil {
+			h.Restarting(values)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
+	late := time.NewTimer(m.restartTimeout())
+	defer late.Stop()
 	h, err := m.forker.startHeir(values)
 	if err != nil {
 		return fmt.Errorf("cluster: restart: %w", err)
@@ -166,32 +173,6 @@ func (m *Master) restart(sig os.Signal) error {
 		h.abandon(m)
 	}
 	return err
-}
-
-// fireRestarting collects what the hooks want the new master to know.
-func (m *Master) fireRestarting(late <-chan time.Time) (Values, error) {
-	values := make(Values)
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if v := recover(); v != nil {
-				m.logf("cluster: a Restarting hook panicked: %v\n%s", v, debug.Stack())
-				done <- fmt.Errorf("cluster: a Restarting hook panicked: %v", v)
-			}
-		}()
-		for _, h := range m.hooks.all() {
-			if h.Restarting != nil {
-				h.Restarting(values)
-			}
-		}
-		done <- nil
-	}()
-	select {
-	case err := <-done:
-		return values, err
-	case <-late:
-		return nil, fmt.Errorf("cluster: the Restarting hooks took longer than %v", m.restartTimeout())
-	}
 }
 
 // An heir is the new master, as the old one sees it.
@@ -499,6 +480,9 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	s.do(func() error {
 		f.hold.Store(false)
 		f.socket.takeOver()
+		if err := f.setBacklogs(); err != nil {
+			m.logf("%v", err)
+		}
 		for _, w := range s.workers {
 			w.proc.serve()
 		}

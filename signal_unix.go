@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -25,19 +24,26 @@ var defaultSignals = map[os.Signal]Action{
 	syscall.SIGUSR1: ActionReopen,
 }
 
-// watchSignals does what signals call for, until the function it returns is
-// called.
-func (m *Master) watchSignals() (stop func()) {
+// watchSignals does what signals call for, from the time that running is
+// closed until the function it returns is called.
+func (m *Master) watchSignals(running <-chan struct{}) (stop func()) {
 	table := maps.Clone(defaultSignals)
 	if signal.Ignored(syscall.SIGHUP) {
 		delete(table, syscall.SIGHUP) // nohup
 	}
 	maps.Copy(table, m.Signals)
 	c := make(chan os.Signal, 64)
-	signal.Notify(c, slices.Collect(maps.Keys(table))...)
+	for sig := range table {
+		signal.Notify(c, sig)
+	}
 	terminal := hasTerminal()
 	done := make(chan struct{})
 	go func() {
+		select {
+		case <-running:
+		case <-done:
+			return
+		}
 		for {
 			select {
 			case sig := <-c:

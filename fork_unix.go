@@ -126,7 +126,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			f.socket.close()
 		}
 	}()
-	m.stopSignals = m.watchSignals() // before anything announces that we are there
+	m.stopSignals = m.watchSignals(s.begun) // before anything announces that we are there
 	defer func() {
 		if err != nil {
 			m.stopSignals()

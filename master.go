@@ -404,6 +404,7 @@ func (m *Master) start() error {
 		restartTimeout: m.restartTimeout(),
 		heartbeat:      m.heartbeat(),
 		events:         make(chan event),
+		begun:          make(chan struct{}),
 		ended:          make(chan struct{}),
 		ready:          make(chan struct{}),
 		closing:        make(chan struct{}),
@@ -418,6 +419,7 @@ func (m *Master) start() error {
 	m.mu.Lock()
 	m.sup = s
 	m.mu.Unlock()
+	close(s.begun)
 	go func() {
 		err := s.run()
 		stop()

@@ -249,7 +249,7 @@ func (m *Master) startInline() error {
 // runInline runs sv in this process, with what a master does around it.
 func (m *Master) runInline(sv *service) {
 	if sv.err = m.fireStart(); sv.err == nil {
-		stop := m.watchSignals()
+		stop := m.watchSignals(nil)
 		sv.err = sv.run()
 		stop()
 		m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))

@@ -26,8 +26,9 @@ var defaultSignals = map[os.Signal]Action{
 }
 
 // watchSignals does what signals call for, until the function it returns is
-// called.
-func (m *Master) watchSignals() (stop func()) {
+// called. Those that come before begun is closed wait for that, if it isn't
+// nil.
+func (m *Master) watchSignals(begun <-chan struct{}) (stop func()) {
 	table := maps.Clone(defaultSignals)
 	if signal.Ignored(syscall.SIGHUP) {
 		delete(table, syscall.SIGHUP) // nohup
@@ -38,6 +39,13 @@ func (m *Master) watchSignals() (stop func()) {
 	terminal := hasTerminal()
 	done := make(chan struct{})
 	go func() {
+		if begun != nil {
+			select {
+			case <-begun:
+			case <-done:
+				return
+			}
+		}
 		for {
 			select {
 			case sig := <-c:

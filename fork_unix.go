@@ -538,5 +538,21 @@ func (c *crashReader) exception() error {
 	if i := strings.Index(message, "\ngoroutine "); i >= 0 {
 		message = message[:i]
 	}
-	return &Exception{Message: strings.TrimSpace(message), Stack: c.kept}
+	if message = strings.TrimSpace(message); message == "" {
+		message = "fatal error" + inFunction(text)
+	}
+	return &Exception{Message: message, Stack: c.kept}
+}
+
+// inFunction names the function that has brought about a fatal error of the
+// runtime, whose text is only on standard error: golang.org/issue/76859.
+func inFunction(stack string) string {
+	for line := range strings.Lines(stack) {
+		switch i := strings.LastIndexByte(line, '('); {
+		case i < 0, line[0] == '\t', strings.HasPrefix(line, "runtime."), strings.HasPrefix(line, "internal/"), strings.HasPrefix(line, "goroutine "):
+		default:
+			return " in " + line[:i]
+		}
+	}
+	return ""
 }

@@ -35,7 +35,7 @@ func (m *Master) workAbstract() error              { return errNoFork }
 
 func (m *Master) leave(_ *supervisor, err error) error { return err }
 
-type generation struct{ running chan struct{} }
+type generation struct{}
 
 // Restart is not to be had here: it returns ErrNotRunning.
 func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }

@@ -126,7 +126,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			f.socket.close()
 		}
 	}()
-	m.stopSignals = m.watchSignals(m.running) // before anything announces that we are there
+	m.stopSignals = m.watchSignals(s.begun) // before anything announces that we are there
 	defer func() {
 		if err != nil {
 			m.stopSignals()
@@ -559,5 +559,21 @@ func (c *crashReader) exception() error {
 	if i := strings.Index(message, "\ngoroutine "); i >= 0 {
 		message = message[:i]
 	}
-	return &Exception{Message: strings.TrimSpace(message), Stack: c.kept}
+	if message = strings.TrimSpace(message); message == "" {
+		message = "fatal error" + inFunction(text)
+	}
+	return &Exception{Message: message, Stack: c.kept}
+}
+
+// inFunction names the function that has brought about a fatal error of the
+// runtime, whose text is only on standard error: golang.org/issue/76859.
+func inFunction(stack string) string {
+	for line := range strings.Lines(stack) {
+		switch i := strings.LastIndexByte(line, '('); {
+		case i < 0, line[0] == '\t', strings.HasPrefix(line, "runtime."), strings.HasPrefix(line, "internal/"), strings.HasPrefix(line, "goroutine "):
+		default:
+			return " in " + line[:i]
+		}
+	}
+	return ""
 }

@@ -404,6 +404,7 @@ func (m *Master) start() error {
 		restartTimeout: m.restartTimeout(),
 		heartbeat:      m.heartbeat(),
 		events:         make(chan event),
+		begun:          make(chan struct{}),
 		ended:          make(chan struct{}),
 		ready:          make(chan struct{}),
 		closing:        make(chan struct{}),
@@ -412,14 +413,13 @@ func (m *Master) start() error {
 		s.size = defaultWorkers()
 	}
 	var err error
-	m.running = make(chan struct{})
 	if s.cleanup, err = m.fork(s); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.sup = s
 	m.mu.Unlock()
-	close(m.running)
+	close(s.begun)
 	go func() { m.finish(m.leave(s, s.run())) }()
 	return nil
 }

@@ -31,7 +31,6 @@ type generation struct {
 
 	// Set before the first worker is forked.
 	forker      *forker
-	running     chan struct{} // closed when methods find the supervisor
 	stopSignals func()
 	established chan struct{} // closed when this is the master, and its workers serve
 

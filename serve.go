@@ -251,9 +251,7 @@ func (m *Master) startInline() error {
 // runInline runs sv in this process, with what a master does around it.
 func (m *Master) runInline(sv *service) {
 	if sv.err = m.fireStart(); sv.err == nil {
-		running := make(chan struct{})
-		close(running)
-		stop := m.watchSignals(running)
+		stop := m.watchSignals(nil)
 		sv.err = sv.run()
 		stop()
 		m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))

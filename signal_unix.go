@@ -24,9 +24,10 @@ var defaultSignals = map[os.Signal]Action{
 	syscall.SIGUSR1: ActionReopen,
 }
 
-// watchSignals does what signals call for, from the time that running is
-// closed until the function it returns is called.
-func (m *Master) watchSignals(running <-chan struct{}) (stop func()) {
+// watchSignals does what signals call for, until the function it returns is
+// called. Those that come before begun is closed wait for that, if it isn't
+// nil.
+func (m *Master) watchSignals(begun <-chan struct{}) (stop func()) {
 	table := maps.Clone(defaultSignals)
 	if signal.Ignored(syscall.SIGHUP) {
 		delete(table, syscall.SIGHUP) // nohup
@@ -39,10 +40,12 @@ func (m *Master) watchSignals(running <-chan struct{}) (stop func()) {
 	terminal := hasTerminal()
 	done := make(chan struct{})
 	go func() {
-		select {
-		case <-running:
-		case <-done:
-			return
+		if begun != nil {
+			select {
+			case <-begun:
+			case <-done:
+				return
+			}
 		}
 		for {
 			select {

@@ -102,6 +102,7 @@ type supervisor struct {
 	heartbeat      time.Duration // <= 0: off
 
 	events  chan event
+	begun   chan struct{} // closed when methods reach it: signals wait for that
 	ended   chan struct{} // closed when no worker is left and none will come
 	ready   chan struct{} // closed when the first workers are all ready
 	closing chan struct{} // closed when a shutdown begins

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -630,4 +631,401 @@ func TestRestartingHookCanFailTheRestart(t *testing.T) {
 		f.wantVersion("v2")
 		f.quit()
 	}
+}
+
+func TestEnvironmentDirectoryAndArgumentsCarryOver(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1", "dir=sub", "listen=unix app.sock", "worker title=two words")
+	f.cmd.Env = append(f.cmd.Env, "CLUSTER_FLAVOUR=a=b c")
+	sub := filepath.Join(f.dir, "sub")
+	if err := os.Mkdir(sub, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.launch()
+	before := f.masterInfo(f.master)
+	for range 2 {
+		f.mustTell(f.master, "restart")
+		f.next()
+		after, worker := f.masterInfo(f.master), f.info()
+		if after.Dir != sub || worker.Dir != sub {
+			t.Errorf("master runs in %s, worker in %s, want %s", after.Dir, worker.Dir, sub)
+		}
+		if !slices.Equal(after.Args, before.Args) || !slices.Equal(after.Env, before.Env) {
+			t.Errorf("args %q, environment %q; before %q, %q", after.Args, after.Env, before.Args, before.Env)
+		}
+		if !slices.Contains(worker.Env, "CLUSTER_FLAVOUR=a=b c") || !slices.Contains(worker.Args, "worker title=two words") {
+			t.Errorf("the worker's args %q, environment %q", worker.Args, worker.Env)
+		}
+	}
+	f.quit("sub")
+	if entries, _ := os.ReadDir(sub); len(entries) > 0 {
+		t.Errorf("left behind in Dir: %v", entries)
+	}
+}
+
+// crash has all workers of the master killed, and waits for their successors.
+func (f *fleet) crash() {
+	f.t.Helper()
+	live := f.workers()
+	for _, pid := range live {
+		kill(f.t, pid, syscall.SIGKILL)
+	}
+	for range live {
+		f.wait("killed")
+	}
+	f.await("new workers", func() bool {
+		now := make(map[int]bool)
+		for _, e := range f.events {
+			switch e.Name {
+			case "connected":
+				now[e.Pid] = true
+			case "killed":
+				delete(now, e.Pid)
+			}
+		}
+		return len(now) == len(live)
+	})
+}
+
+// A crashed worker's successor is of its master's version, whatever has
+// become of the file.
+func TestProgramIsFoundAnewBehindAFlippedLink(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	f.flip("v2")
+	f.crash()
+	clients := f.load()
+	clients.more(10)
+	clients.only("v1")
+	f.mustTell(f.master, "restart")
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestProgramIsFoundAnewWhenItsFileIsReplacedOrDeleted(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	if err := errors.Join(os.Remove(f.path), os.Rename(f.build("v1"), f.path)); err != nil { // no link
+		t.Fatal(err)
+	}
+	f.launch()
+	f.wantVersion("app")
+	next := filepath.Join(f.bin, "next")
+	copyFile(t, f.path, next, "v2")
+	if err := os.Rename(next, f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	f.wantVersion("app")
+	f.mustTell(f.master, "restart")
+	f.next()
+	f.wantVersion("v2")
+
+	if err := os.Remove(f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	f.wantVersion("v2")
+	if got := f.tell(f.master, "restart"); !strings.Contains(got, "does not exist") || !strings.Contains(got, f.path) {
+		t.Errorf("Restart with a deleted program: %q", got)
+	}
+	f.wait("restart failed")
+	f.wantVersion("v2")
+	f.upgrade("v3")
+	f.wantVersion("v3")
+	f.quit()
+}
+
+func TestProgramIsFoundAnewAfterAChangeOfDirectory(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1", "dir=/")
+	f.cmd.Args[0] = "./bin/app"
+	f.cmd.Env = append(f.cmd.Env, "HERE=x")
+	if err := os.Symlink(f.bin, filepath.Join(f.dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	f.cmd.Args = append(f.cmd.Args, "socket path="+f.dir)
+	f.launch()
+	for _, v := range []string{"v2", "v3"} {
+		f.upgrade(v)
+		f.wantVersion(v)
+	}
+	if i := f.masterInfo(f.master); i.Dir != "/" || i.Args[0] != "./bin/app" {
+		t.Errorf("the master is %q in %s", i.Args, i.Dir)
+	}
+	f.quit("bin")
+}
+
+func TestProgramIsFoundAnewThroughPATH(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	f.cmd.Args[0] = "app"
+	f.cmd.Env = append(f.cmd.Env, "PATH=/nowhere:"+f.bin)
+	f.launch()
+	f.upgrade("v2")
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestProgramThatIsBeingWrittenIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	file := filepath.Join(f.bin, "written")
+	copyFile(t, f.build("v1"), file, "v2")
+	writer, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	f.point(file)
+	if got := f.tell(f.master, "restart"); !strings.Contains(got, "text file busy") {
+		t.Errorf("Restart to a file that is open for writing: %q", got)
+	}
+	f.wait("restarting")
+	f.wait("restart failed")
+	answer := f.told(f.master, "restart")
+	f.wait("restarting") // and is then busy with trying
+	writer.Close()
+	if got := <-answer; got != "" {
+		t.Errorf("Restart: %s", got)
+	}
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestAddressesAreAddedAndDroppedByTheNewVersion(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix a.sock", "listen=tcp localhost:0")
+	for n := range 3 {
+		f.wantVersion("v1", n)
+	}
+	clients := f.load()
+	f.upgrade("v2,listen=tcp 127.0.0.1:0,listen=unix b.sock") // addresses 3 and 4
+	clients.more(5)
+	clients.end()
+	f.wantVersion("v2", 3)
+	f.wantVersion("v2", 4)
+	if _, before := f.addr(0); true {
+		if _, after := f.addr(3); before != after {
+			t.Errorf("port 0 was %s and is %s", before, after)
+		}
+	}
+	for n := 1; n <= 2; n++ {
+		network, address := f.addr(n)
+		if _, err := net.Dial(network, address); err == nil {
+			t.Errorf("%s %s still answers", network, address)
+		} else if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("%s %s: %v", network, address, err)
+		}
+	}
+	if got := f.files(); slices.Contains(got, "a.sock") || !slices.Contains(got, "b.sock") {
+		t.Errorf("files %v, want b.sock and no a.sock", got)
+	}
+	f.upgrade("v3,listen=unix b.sock,listen=unix a.sock")
+	f.wantVersion("v3", 5)
+	f.wantVersion("v3", 6)
+	f.quit()
+}
+
+// A request that waits in a dropped socket's queue is answered.
+func TestRequestInFlightOnADroppedAddressIsAnswered(t *testing.T) {
+	t.Parallel()
+	for _, dropped := range []string{"tcp localhost:0", "unix a.sock"} {
+		f := startFleet(t, "v1", "workers=1", "listen=tcp 127.0.0.1:0", "listen="+dropped)
+		held := f.hold(1)
+		old := f.workers()[0]
+		f.flip("v2,listen=tcp 127.0.0.1:0")
+		f.mustTell(f.master, "restart")
+		f.master = f.wait("listening").Pid
+		f.wantVersion("v2")
+		if got := held.finish(); got != strconv.Itoa(old) {
+			t.Errorf("answered by %s, want %d", got, old)
+		}
+		f.wait("restart")
+		f.quit()
+	}
+}
+
+func TestNumberOfWorkersIsTheNewVersions(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	for _, n := range []int{3, 1} {
+		f.upgrade(fmt.Sprintf("v%d,workers=%d", n, n))
+		if got := f.tell(f.master, "children"); strings.Count(got, "ready") != n {
+			t.Errorf("workers %q, want %d", got, n)
+		}
+		if got := len(f.alive()); got != n+2 {
+			t.Errorf("%d processes, want %d workers, master and stand-in", got, n)
+		}
+	}
+	f.quit()
+}
+
+func TestUserOfTheWorkersIsTheNewVersions(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can change it")
+	}
+	f := newFleet(t, "v1", "workers=1")
+	if err := os.Chmod(f.ctl, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.launch()
+	if i := f.info(); i.Uid != 0 {
+		t.Errorf("worker of v1 is user %d", i.Uid)
+	}
+	f.upgrade("v2,user=65534")
+	if i := f.info(); i.Uid != 65534 || len(i.Groups) > 1 {
+		t.Errorf("worker of v2 is user %d, groups %v", i.Uid, i.Groups)
+	}
+	f.upgrade("v3")
+	if i := f.info(); i.Uid != 0 {
+		t.Errorf("worker of v3 is user %d", i.Uid)
+	}
+	f.quit()
+}
+
+func TestVersionThatStartsHalfAnswersNoRequest(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	old := f.workers()[0]
+	clients := f.load()
+	f.flip("v2,mode=half")
+	answer := f.told(f.master, "restart")
+	f.wait("hangs", 1)
+	f.waitFor("its worker 0", func(e event) bool { return e.Name == "connected" && e.ID == 0 && e.Pid != old })
+	clients.more(50)
+	kill(t, f.heir(), syscall.SIGKILL)
+	if got := <-answer; !strings.Contains(got, "ended before it was ready: signal: killed") {
+		t.Errorf("Restart: %q", got)
+	}
+	clients.more(5)
+	clients.only("v1")
+	f.upgrade("v3")
+	f.wantVersion("v3")
+	f.quit()
+}
+
+// heir returns the pid of the master that is starting, or has started last.
+func (f *fleet) heir() (pid int) {
+	f.t.Helper()
+	f.await("a new master", func() bool {
+		for _, e := range f.events {
+			if e.Name == "addr" && e.Pid != f.master {
+				pid = e.Pid
+			}
+		}
+		return pid != 0
+	})
+	return pid
+}
+
+// After an upgrade that fails everything is as it was, and requests have been
+// served meanwhile. Then one that is good succeeds.
+func TestFailedUpgradeChangesNothing(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name    string
+		version string              // or
+		point   func(*fleet) string // returns what the program becomes
+		within  string
+		reason  string
+	}{
+		{name: "a program that is missing", reason: "file does not exist",
+			point: func(f *fleet) string { return filepath.Join(f.bin, "missing") }},
+		{name: "a program that is not executable", reason: "permission denied",
+			point: func(f *fleet) string {
+				file := filepath.Join(f.bin, "text")
+				if err := os.WriteFile(file, []byte("hello"), 0o600); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "a program that is no program", reason: "exec format error",
+			point: func(f *fleet) string {
+				file := filepath.Join(f.bin, "text")
+				if err := os.WriteFile(file, []byte("hello"), 0o700); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "a directory", reason: "permission denied",
+			point: func(f *fleet) string { return f.dir }},
+		{name: "a program that has nothing to do with it and ends", reason: "ended before it was ready: exit status 0",
+			point: func(f *fleet) string { return systemProgram(f.t, "true") }},
+		{name: "a program that has nothing to do with it and stays", reason: "not ready after 500ms", within: "500ms",
+			point: func(f *fleet) string {
+				// It is given the arguments of the fleet, and sleeps all the same.
+				file := filepath.Join(f.bin, "sleep")
+				if err := os.WriteFile(file, []byte("#!"+systemProgram(f.t, "sh")+"\nexec "+systemProgram(f.t, "sleep")+" 1000\n"), 0o700); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "exits at once", version: "v2,mode=exit", reason: "exit status 7"},
+		{name: "exits after taking the sockets", version: "v2,mode=take", reason: "exit status 8"},
+		{name: "hangs before it listens", version: "v2,mode=hang", within: "500ms", reason: "not ready after 500ms"},
+		{name: "hangs in NewServer", version: "v2,mode=serverhang", within: "1s", reason: "not ready after 1s"},
+		{name: "panics", version: "v2,mode=panic", reason: "panic: a version that panics"},
+		{name: "panics in a worker", version: "v2,mode=serverpanic", reason: "panic: a server that panics"},
+		{name: "fails in a worker", version: "v2,mode=serverfail", reason: "no database"},
+		{name: "refuses to become ready", version: "v2,mode=half", within: "1s", reason: "not ready after 1s"},
+		{name: "gives its workers too little time", version: "v2,mode=half,restart timeout=1s", reason: "not ready after 1s"},
+		{name: "has settings that are wrong", version: "v2,workers=-2", reason: "Workers is -2"},
+		{name: "can't bind", version: "v2,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix a.sock")
+			clients := f.load()
+			unixClients := f.load(1)
+			clients.more(5)
+			processes, files, open := f.alive(), f.files(), len(f.masterInfo(f.master).Files)
+
+			if test.version != "" {
+				f.flip(test.version)
+			} else {
+				f.point(test.point(f))
+			}
+			command, args := "restart", []any(nil)
+			if test.within != "" {
+				command, args = "restartwithin %s", []any{test.within}
+			}
+			if got := f.tell(f.master, command, args...); !strings.Contains(got, test.reason) {
+				t.Errorf("Restart: %q, want %q in it", got, test.reason)
+			}
+			if e := f.wait("restart failed"); !strings.Contains(e.Text, test.reason) || e.Pid != f.master {
+				t.Errorf("RestartFailed: %+v, want %q", e, test.reason)
+			}
+			clients.more(5)
+			unixClients.more(5)
+			clients.only("v1")
+			unixClients.only("v1")
+			f.settled(processes)
+			if got := f.files(); !slices.Equal(got, files) {
+				t.Errorf("files %v, before %v", got, files)
+			}
+			var now int
+			if !eventually(patience, func() bool { now = len(f.masterInfo(f.master).Files); return now <= open }) {
+				t.Errorf("%d open files in the master, before %d", now, open)
+			}
+
+			clients = f.load()
+			f.upgrade("v3")
+			f.wantVersion("v3")
+			clients.end()
+			f.quit()
+		})
+	}
+}
+
+func systemProgram(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skip(err)
+	}
+	return path
 }

@@ -335,6 +335,10 @@ func (p *proc) cleanup() {
 		p.t.Error("the test has not waited for the end of its cluster")
 	}
 	if p.t.Failed() {
+		for _, pid := range marked(p.mark) {
+			syscall.Kill(pid, syscall.SIGABRT) // to see what they are doing
+		}
+		eventually(5*time.Second, func() bool { return len(marked(p.mark)) == 0 })
 		p.mu.Lock()
 		for _, e := range p.events {
 			p.t.Logf("%+v", e)
@@ -479,6 +483,24 @@ func kill(t testing.TB, pid int, sig syscall.Signal) {
 	t.Helper()
 	if err := syscall.Kill(pid, sig); err != nil {
 		t.Fatalf("kill %d %v: %v", pid, sig, err)
+	}
+}
+
+// suspend stops a process, and returns when none of its threads runs.
+func suspend(t testing.TB, pid int) {
+	t.Helper()
+	kill(t, pid, syscall.SIGSTOP)
+	if runtime.GOOS != "linux" {
+		return
+	}
+	if !eventually(patience, func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		return !slices.ContainsFunc(tasks, func(name string) bool {
+			b, err := os.ReadFile(name)
+			return err == nil && !strings.HasPrefix(string(b[bytes.LastIndexByte(b, ')')+1:]), " T")
+		})
+	}) {
+		t.Fatalf("process %d doesn't stop", pid)
 	}
 }
 
@@ -803,6 +825,7 @@ func finish(err error) {
 		fatal(err)
 	}
 	report("returned", nil, "")
+	commandsRunning.Wait()
 }
 
 func fatal(err error) {
@@ -810,18 +833,20 @@ func fatal(err error) {
 	os.Exit(1)
 }
 
+var commandsRunning sync.WaitGroup
+
 // obey runs the commands that come on standard input.
 func obey(m *cluster.Master) {
 	for sc := bufio.NewScanner(os.Stdin); sc.Scan(); {
 		fields := strings.Fields(sc.Text())
 		n, _ := strconv.Atoi(fields[0])
-		go func() {
+		commandsRunning.Go(func() {
 			answer := "unknown command"
 			if f, ok := commands[fields[1]]; ok {
 				answer = f(m, fields[2:])
 			}
 			reportEvent(event{Name: "answer", ID: n, Pid: os.Getpid(), Text: answer})
-		}()
+		})
 	}
 }
 

@@ -67,15 +67,17 @@ registers hooks. [Master.In] makes settings depend on the environment that is
 named by $CLUSTER_ENV.
 
 While the cluster runs, [Master.Spawn] and [Master.Remove] change the number of
-workers, [Master.RestartWorkers] replaces them one after another,
-[Master.Close] and [Master.Shutdown] let them finish, and [Master.Destroy]
-doesn't. These are for the master.
+workers, [Master.Restart] replaces everything by a new version,
+[Master.RestartWorkers] the workers alone, [Master.Close] and
+[Master.Shutdown] let them finish, and [Master.Destroy] doesn't. These are for
+the master.
 
 # Signals
 
 	signal             master                           worker
 	SIGINT, SIGTERM    hard shutdown                    exits at once
 	SIGQUIT            graceful shutdown                drains, then exits
+	SIGUSR2            restart                          ignored
 	SIGHUP             rolling restart of the workers   ignored
 	SIGTTIN, SIGTTOU   one worker more, one fewer       ignored
 	SIGUSR1            Hooks.Reopen                     Hooks.Reopen
@@ -117,9 +119,26 @@ of its goroutines are seen there.
 
 A worker drains when it is to be replaced or the cluster closes: it stops
 accepting, lets open connections finish, and exits, all within Master.Timeout.
-Keep-alive connections are closed when they are idle. In a rolling restart the
-successor is ready before its predecessor drains. When all workers close, they
-first take what the kernel has queued.
+Keep-alive connections are closed when they are idle; with a server of package
+handoff they are given to the workers that come after. When all workers close,
+they first take what the kernel has queued.
+
+# Restarts
+
+In a rolling restart each worker's successor is ready before it drains. They
+are all of the master's own version, even if its file has been replaced.
+
+[Master.Restart] is for a new version. The old master forks the new one from
+what is now found under the program's name, and gives it the sockets. The new
+master starts its workers, which wait. When all are ready, the old master is
+told; it says the word, and drains, and the new workers accept. Nothing before
+that word has changed the old cluster: a new version that doesn't get so far is
+killed, and Restart tells why.
+
+The process that was started first is known to somebody: a shell, a service
+manager, a container. It stays behind as a stand-in until the last master has
+ended, passes on the signals that it gets, and ends as that does. There is one
+however many restarts there are; with Master.Detach there is none.
 
 # What it is not
 

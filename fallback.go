@@ -73,8 +73,9 @@ func (m *Master) watchSignals() (stop func()) {
 func park(any) (int, error)         { return -1, errNoFork }
 func unpark(int, bool) (any, error) { return nil, errNoFork }
 func closeFD(int)                   {}
-func pending(syscall.Conn) bool     { return false }
 func stopArrivals(string, int)      {}
+
+func acceptQueued(net.Listener) (net.Conn, error) { return nil, errNoFork }
 
 // unlinkStale removes a unix socket that nobody serves.
 func unlinkStale(network, path string) bool {

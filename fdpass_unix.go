@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -492,6 +493,8 @@ func closeAll(fds []int) {
 // directory that can't be written, pairs just as well.
 type masterSocket struct {
 	path string
+	file inode  // what is there
+	want string // path, once the old master, which has it, is gone; or ""
 	l    *net.UnixListener
 	own  chan *net.UnixConn // accepted connections that this process made
 	lost bool               // one of them is still to come: no telling which is which
@@ -512,7 +515,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	if name == "" {
 		name = defaultSocketFilename
 	}
-	path := filepath.Join(dir, strings.ReplaceAll(name, "{PID}", strconv.Itoa(os.Getpid())))
+	path := socketPath(dir, name, os.Getpid())
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
 	}
@@ -524,6 +527,11 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	if errors.Is(err, syscall.EADDRINUSE) && unlinkStale("unix", path) {
 		l, err = lc.Listen(context.Background(), "unix", path)
 	}
+	want := ""
+	if errors.Is(err, syscall.EADDRINUSE) && self.heir {
+		want, path = path, socketPath(dir, name+".{PID}", os.Getpid())
+		l, err = lc.Listen(context.Background(), "unix", path)
+	}
 	switch {
 	case err == nil:
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
@@ -533,10 +541,24 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	default:
 		return nil, fmt.Errorf("cluster: master socket: %w; set SocketPath", err)
 	}
-	os.Chmod(path, 0o600) // where fchmod of a socket does nothing
-	s := &masterSocket{path: path, l: l.(*net.UnixListener), own: make(chan *net.UnixConn)}
+	if runtime.GOOS != "linux" {
+		os.Chmod(path, 0o600) // fchmod of a socket does nothing there
+	}
+	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener), own: make(chan *net.UnixConn)}
+	s.l.SetUnlinkOnClose(false)
 	go s.accept()
 	return s, nil
+}
+
+func socketPath(dir, name string, pid int) string {
+	return filepath.Join(dir, strings.ReplaceAll(name, "{PID}", strconv.Itoa(pid)))
+}
+
+// takeOver moves the socket to the path that the old master had.
+func (s *masterSocket) takeOver() {
+	if s != nil && s.want != "" && os.Rename(s.path, s.want) == nil {
+		s.path, s.file.path, s.want = s.want, s.want, ""
+	}
 }
 
 // removeStale removes the sockets that masters killed outright have left in
@@ -656,7 +678,8 @@ func (s *masterSocket) close() {
 	if s == nil {
 		return
 	}
-	s.l.Close() // unlinks it
+	s.file.remove()
+	s.l.Close()
 	for c := range s.own {
 		c.Close()
 	}

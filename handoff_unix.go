@@ -209,6 +209,24 @@ func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
 	return nil, nil, errMalformed
 }
 
+// pending reports whether there is something to read from c.
+func pending(c syscall.Conn) bool {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	rc.Control(func(fd uintptr) {
+		for {
+			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	return n > 0
+}
+
 // headroom reports whether this process can still open some descriptors.
 func headroom() bool {
 	const spare = 16

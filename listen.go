@@ -240,7 +240,7 @@ func (set *socketSet) get(network, address string, bind func() (any, error)) (*s
 		return nil, fmt.Errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
 	}
 	conn, err := bind()
-	if err != nil && network[:4] == "unix" && unlinkStale(network, address) {
+	if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
 		conn, err = bind()
 	}
 	if err != nil {
@@ -496,9 +496,6 @@ func (l *listener) Accept() (net.Conn, error) {
 		if l.any.Load() {
 			continue // that is why it was woken
 		}
-		if errors.Is(err, syscall.EINVAL) && l.socket.network == "unix" {
-			<-l.halt // the socket has been shut down: the order to drain is on its way
-		}
 		select {
 		case <-l.halt:
 			return l.last(inner)
@@ -559,22 +556,17 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if c := l.takeHanded(inner); c != nil {
 		return c, nil
 	}
-	for empty := 0; empty < 2 && time.Now().Before(l.sweep) && pending(inner); {
-		inner.SetDeadline(time.Now().Add(50 * time.Millisecond)) // a neighbour may be faster
-		c, err := inner.Accept()
-		if err == nil {
+	for time.Now().Before(l.sweep) {
+		c, err := acceptQueued(inner)
+		switch {
+		case err == nil:
 			return l.count(c, nil), nil
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			if l.socket.network == "unix" {
-				empty++ // one that is shut down is always pending
-			}
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			return nil, l.error(err) // the server tries again
+		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
 			continue
 		}
-		if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
-			return nil, err // out of descriptors, say: the server tries again
-		}
-		break
+		break // the queue is empty
 	}
 	l.closed()
 	return nil, l.error(net.ErrClosed)

@@ -9,9 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -138,7 +136,9 @@ func (m *Master) restart(sig os.Signal) error {
 	case <-h.failed:
 		err = fmt.Errorf("cluster: the new master failed: %s", h.reason)
 	case <-h.reaped:
-		err = h.died("ended before it was ready")
+		if err = h.died("ended before it was ready"); isClosedChan(h.failed) {
+			err = fmt.Errorf("cluster: the new master failed: %s", h.reason)
+		}
 	case <-late.C:
 		err = fmt.Errorf("cluster: the new master was not ready after %v", m.restartTimeout())
 	case <-s.closing:
@@ -329,7 +329,11 @@ func (h *heir) abandon(m *Master) {
 	case <-time.After(time.Second):
 		h.signal(syscall.SIGKILL)
 		<-h.reaped
-		os.Remove(filepath.Join(m.SocketPath, strings.ReplaceAll(cmp.Or(m.SocketFilename, defaultSocketFilename), "{PID}", strconv.Itoa(h.id))))
+		name := cmp.Or(m.SocketFilename, defaultSocketFilename)
+		if !strings.Contains(name, "{PID}") {
+			name += ".{PID}"
+		}
+		os.Remove(socketPath(m.SocketPath, name, h.id))
 	}
 	if h.life != nil {
 		h.life.Close()
@@ -494,6 +498,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	debug.SetCrashOutput(nil, debug.CrashOptions{})
 	s.do(func() error {
 		f.hold.Store(false)
+		f.socket.takeOver()
 		for _, w := range s.workers {
 			w.proc.serve()
 		}

@@ -258,7 +258,7 @@ func everyWorkerAnswers(p *proc) {
 	for id, pid := range workers {
 		for _, other := range workers {
 			if other != pid {
-				kill(p.t, other, syscall.SIGSTOP)
+				suspend(p.t, other)
 			}
 		}
 		if got := p.get("/"); got != strconv.Itoa(pid) {

@@ -55,22 +55,31 @@ func addrOf(fd int, packet bool) (net.Addr, error) {
 // setBacklog tells the kernel how many connections may wait on fd.
 func setBacklog(fd, n int) error { return os.NewSyscallError("listen", unix.Listen(fd, n)) }
 
-// pending reports whether the kernel has something queued for l.
-func pending(l syscall.Conn) bool {
-	rc, err := l.SyscallConn()
+// acceptQueued is l.Accept, but doesn't wait: the error is EAGAIN if no
+// connection is queued. To poll first would not do: a unix socket that has
+// been shut down is readable for ever.
+func acceptQueued(l net.Listener) (net.Conn, error) {
+	rc, err := l.(syscall.Conn).SyscallConn()
 	if err != nil {
-		return false
+		return nil, err
 	}
-	n := 0
-	rc.Control(func(fd uintptr) {
-		for {
-			n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			if err != unix.EINTR {
-				return
-			}
+	fd := -1
+	cerr := rc.Control(func(lfd uintptr) {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		if fd, _, err = syscall.Accept(int(lfd)); err == nil {
+			unix.CloseOnExec(fd)
 		}
 	})
-	return n > 0
+	if cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("accept", err)
+	}
+	f := os.NewFile(uintptr(fd), "connection")
+	defer f.Close()
+	return net.FileConn(f)
 }
 
 // An inode is the file of a unix socket, so that only the very file that was

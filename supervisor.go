@@ -195,7 +195,8 @@ func (s *supervisor) handle(e event) {
 		}
 
 	case workerDraining:
-		if w.State() == WorkerReady {
+		if w.State() < WorkerDraining {
+			s.rolled(w, fmt.Errorf("cluster: worker %d drained before it was ready", w.ID))
 			w.set(WorkerDraining)
 			s.within(w, s.timeout)
 			s.refill(s.leave(w), 0)

@@ -398,7 +398,7 @@ func TestEveryEventHasItsEffectInEveryState(t *testing.T) {
 	}{
 		{WorkerStarting, workerReady, "[connected 0], [listening]", WorkerReady},
 		{WorkerStarting, workerFailed, "[exception 0 oops]", WorkerStarting},
-		{WorkerStarting, workerDraining, nothing, WorkerStarting},
+		{WorkerStarting, workerDraining, replace, WorkerDraining},
 		{WorkerStarting, workerBeat, "[waiting 0 7]", WorkerStarting},
 		{WorkerStarting, workerMessage, "[message 0 hello 1]", WorkerStarting},
 		{WorkerStarting, workerDead, "[exception 0 oops], [killed 0], " + replace, WorkerDead},

@@ -5,6 +5,7 @@ package cluster
 import (
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -97,7 +98,11 @@ func inodeOf(addr net.Addr) inode {
 	if err != nil || info.Mode()&os.ModeSocket == 0 {
 		return inode{}
 	}
-	return inode{a.Name, info}
+	path, err := filepath.Abs(a.Name) // the master may change its directory
+	if err != nil {
+		return inode{}
+	}
+	return inode{path, info}
 }
 
 func (i inode) remove() {

@@ -1,0 +1,1030 @@
+//go:build unix
+
+package cluster_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gocluster/cluster"
+	"golang.org/x/sys/unix"
+)
+
+// A fleet is a cluster that is restarted. Its program is a symbolic link to
+// one of many versions, which are all the test binary: the version is the
+// name of the file, and the options in it win over the arguments, as in
+// "v2,workers=3,mode=hang".
+//
+// All its generations have the same standard input, so that masters are told
+// what to do through sockets of their own.
+type fleet struct {
+	*proc
+	bin    string // where the versions are
+	path   string // the symbolic link
+	ctl    string // where the masters' sockets are
+	master int    // the current one, as far as upgrade has brought it
+}
+
+const (
+	controlEnv = "CLUSTER_TEST_CONTROL"
+	trailer    = "\nversion of the program: "
+)
+
+// newFleet returns a fleet that is yet to be started.
+func newFleet(t testing.TB, version string, args ...string) *fleet {
+	t.Helper()
+	f := &fleet{proc: command(t, "fleet", args...), bin: tempDir(t), ctl: tempDir(t)}
+	f.path = filepath.Join(f.bin, "app")
+	f.cmd.Path, f.cmd.Args[0] = f.path, f.path
+	f.cmd.Env = append(f.cmd.Env, controlEnv+"="+f.ctl)
+	if err := unix.Mkfifo(filepath.Join(f.ctl, "gate"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	f.flip(version)
+	return f
+}
+
+// startFleet starts one and waits until it serves.
+func startFleet(t testing.TB, version string, args ...string) *fleet {
+	t.Helper()
+	return newFleet(t, version, args...).launch()
+}
+
+func (f *fleet) launch() *fleet {
+	f.t.Helper()
+	f.start()
+	f.master = f.wait("listening").Pid
+	return f
+}
+
+// build makes a version, without a copy of the test binary if possible.
+func (f *fleet) build(version string) string {
+	f.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	file := filepath.Join(f.bin, version)
+	if _, err := os.Lstat(file); err == nil {
+		return file
+	}
+	if err := os.Link(exe, file); err != nil {
+		copyFile(f.t, exe, file, "")
+	}
+	return file
+}
+
+// copyFile copies the test binary, to be of that version whatever its name.
+func copyFile(t testing.TB, from, to, version string) {
+	t.Helper()
+	in, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(out, in)
+	if version != "" {
+		_, err2 := io.WriteString(out, trailer+version)
+		err = errors.Join(err, err2)
+	}
+	if err := errors.Join(err, out.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flip has the symbolic link point to another version.
+func (f *fleet) flip(version string) {
+	f.t.Helper()
+	f.point(f.build(version))
+}
+
+func (f *fleet) point(file string) {
+	f.t.Helper()
+	next := f.path + ".next"
+	if err := errors.Join(os.Symlink(file, next), os.Rename(next, f.path)); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// tell has the master with that pid run a command, and returns its answer.
+func (f *fleet) tell(pid int, format string, args ...any) string {
+	f.t.Helper()
+	answer := f.told(pid, format, args...)
+	select {
+	case s := <-answer:
+		return s
+	case <-time.After(patience):
+		f.t.Fatalf("timeout waiting for an answer to %s", fmt.Sprintf(format, args...))
+	}
+	return ""
+}
+
+// told is tell that doesn't wait.
+func (f *fleet) told(pid int, format string, args ...any) <-chan string {
+	f.t.Helper()
+	c, err := net.Dial("unix", filepath.Join(f.ctl, strconv.Itoa(pid)))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(2 * patience))
+	if _, err := fmt.Fprintf(c, format+"\n", args...); err != nil {
+		f.t.Fatal(err)
+	}
+	answer := make(chan string, 1)
+	go func() {
+		defer c.Close()
+		b, err := io.ReadAll(c)
+		if err == nil && len(b) == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			b = []byte("0" + err.Error())
+		}
+		answer <- string(b[1:])
+	}()
+	return answer
+}
+
+// mustTell is tell for a command that answers only if it fails.
+func (f *fleet) mustTell(pid int, format string, args ...any) {
+	f.t.Helper()
+	if got := f.tell(pid, format, args...); got != "" {
+		f.t.Fatalf("%s: %s", fmt.Sprintf(format, args...), got)
+	}
+}
+
+// upgrade restarts to the version, and waits until the old generation is gone.
+func (f *fleet) upgrade(version string) {
+	f.t.Helper()
+	f.flip(version)
+	f.mustTell(f.master, "restart")
+	f.next()
+}
+
+// next waits for the next generation, and for the end of the one before.
+func (f *fleet) next() {
+	f.t.Helper()
+	f.master = f.wait("listening").Pid
+	f.wait("restart")
+}
+
+// version asks a worker for its version.
+func (f *fleet) version(n ...int) string {
+	f.t.Helper()
+	v, _, _ := strings.Cut(f.get("/version", n...), " ")
+	return v
+}
+
+func (f *fleet) wantVersion(want string, n ...int) {
+	f.t.Helper()
+	if got := f.version(n...); got != want {
+		f.t.Errorf("version %s answers, want %s", got, want)
+	}
+}
+
+// open lets all pass that wait at the gate, now and later.
+func (f *fleet) open() {
+	f.t.Helper()
+	file, err := os.OpenFile(filepath.Join(f.ctl, "gate"), os.O_RDWR, 0)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { file.Close() })
+}
+
+// masterInfo and workerInfo ask for what the process knows of itself.
+func (f *fleet) masterInfo(pid int) info {
+	f.t.Helper()
+	return parseInfo(f.t, f.tell(pid, "info"))
+}
+
+// alive returns the fleet's processes, zombies excepted.
+func (f *fleet) alive() []int {
+	pids := marked(f.mark)
+	slices.Sort(pids)
+	return pids
+}
+
+// settled waits until these are the fleet's processes.
+func (f *fleet) settled(want []int) {
+	f.t.Helper()
+	if !eventually(patience, func() bool { return slices.Equal(f.alive(), want) }) {
+		f.t.Errorf("processes %v, want %v", f.alive(), want)
+	}
+}
+
+// dead waits until a process is gone or a zombie.
+func (f *fleet) dead(pid int) {
+	f.t.Helper()
+	if !eventually(patience, func() bool { return !slices.Contains(f.alive(), pid) }) {
+		f.t.Errorf("process %d is still there", pid)
+	}
+}
+
+// files returns what is in the fleet's directory.
+func (f *fleet) files() (names []string) {
+	entries, _ := os.ReadDir(f.dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// clients make a connection for every request.
+type clients struct {
+	t    testing.TB
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	answers map[string]int // by version
+	failed  []string
+	changed chan struct{}
+}
+
+func (f *fleet) load(n ...int) *clients {
+	f.t.Helper()
+	network, address := f.addr(n...)
+	l := &clients{t: f.t, stop: make(chan struct{}), answers: make(map[string]int), changed: make(chan struct{})}
+	for range 2 {
+		l.wg.Go(func() {
+			for {
+				select {
+				case <-l.stop:
+					return
+				default:
+				}
+				answer, err := request(network, address, "/version")
+				version, _, _ := strings.Cut(answer, " ")
+				l.mu.Lock()
+				if err != nil {
+					l.failed = append(l.failed, err.Error())
+				} else {
+					l.answers[version]++
+				}
+				close(l.changed)
+				l.changed = make(chan struct{})
+				l.mu.Unlock()
+			}
+		})
+	}
+	f.t.Cleanup(l.halt)
+	return l
+}
+
+func (l *clients) halt() {
+	select {
+	case <-l.stop:
+	default:
+		close(l.stop)
+	}
+	l.wg.Wait()
+}
+
+// more waits until n more requests have been answered.
+func (l *clients) more(n int) {
+	l.t.Helper()
+	start, deadline := -1, time.After(patience)
+	for {
+		l.mu.Lock()
+		now := len(l.failed)
+		for _, n := range l.answers {
+			now += n
+		}
+		changed := l.changed
+		l.mu.Unlock()
+		if start < 0 {
+			start = now
+		}
+		if now >= start+n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			l.t.Fatal("timeout waiting for answers")
+		}
+	}
+}
+
+// end ends them, of whose requests nothing may have failed, and returns which
+// versions have answered how often.
+func (l *clients) end() map[string]int {
+	l.t.Helper()
+	l.halt()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.failed); n > 0 {
+		l.t.Errorf("%d requests failed, %v were answered: %q", n, l.answers, l.failed[:min(n, 5)])
+	}
+	return l.answers
+}
+
+// only is end where no other version than this may have answered.
+func (l *clients) only(version string) {
+	l.t.Helper()
+	if got := l.end(); len(got) != 1 || got[version] == 0 {
+		l.t.Errorf("answers %v, want only %s", got, version)
+	}
+}
+
+func request(network, address, path string) (string, error) {
+	c, err := net.DialTimeout(network, address, patience)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	return roundTrip(c, path)
+}
+
+// What follows runs in helpers.
+
+// version returns this process's version, and its options.
+func version() (string, []string) {
+	exe, _ := os.Executable()
+	name := filepath.Base(exe)
+	if f, err := os.Open("/proc/self/exe"); err == nil {
+		tail := make([]byte, 256)
+		if end, err := f.Seek(-int64(len(tail)), io.SeekEnd); err == nil {
+			n, _ := f.ReadAt(tail, end)
+			if _, v, ok := strings.Cut(string(tail[:n]), trailer); ok {
+				name = v
+			}
+		}
+		f.Close()
+	}
+	list := strings.Split(name, ",")
+	return list[0], list[1:]
+}
+
+// gate waits for the test.
+func gate() {
+	report("gate", nil, "")
+	f, err := os.Open(filepath.Join(os.Getenv(controlEnv), "gate"))
+	if err != nil {
+		fatal(err)
+	}
+	f.Close()
+}
+
+// hang is for ever, and no deadlock.
+func hang() {
+	report("hangs", nil, "")
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// control runs the commands of the test.
+func control(m *cluster.Master) {
+	l, err := net.Listen("unix", filepath.Join(os.Getenv(controlEnv), strconv.Itoa(os.Getpid())))
+	if err != nil {
+		fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				line, _ := bufio.NewReader(c).ReadString('\n')
+				fields := strings.Fields(line)
+				if len(fields) == 0 {
+					return
+				}
+				answer := "unknown command"
+				if f, ok := commands[fields[0]]; ok {
+					answer = f(m, fields[1:])
+				}
+				io.WriteString(c, "0"+answer)
+			}()
+		}
+	}()
+}
+
+var timeoutMu sync.Mutex
+
+func init() {
+	commands["restart"] = func(m *cluster.Master, args []string) string { return errText(m.Restart(signals(args)...)) }
+	commands["restartwithin"] = func(m *cluster.Master, args []string) string { // time
+		timeoutMu.Lock()
+		defer timeoutMu.Unlock()
+		m.RestartTimeout, _ = time.ParseDuration(args[0])
+		defer func() { m.RestartTimeout = 0 }()
+		return errText(m.Restart())
+	}
+}
+
+// deaf is a server that never accepts.
+type deaf struct{ *http.Server }
+
+func (deaf) Serve(net.Listener) error { hang(); return nil }
+
+var _ = helper("fleet", func() {
+	name, options := version()
+	if !cluster.IsWorker() {
+		args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
+			key, _, _ := strings.Cut(arg, "=")
+			return slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, key+"=") })
+		})
+		os.Args = slices.Concat(os.Args[:1], options, args)
+		switch mode() {
+		case "exit":
+			os.Exit(7)
+		case "hang":
+			hang()
+		case "panic":
+			panic("a version that panics")
+		case "gate":
+			gate()
+		}
+	}
+	m := newMaster()
+	if !cluster.IsWorker() {
+		control(m)
+	}
+	generation, shy := 1, mode()
+	m.On(cluster.Hooks{
+		Restarting: func(v cluster.Values) {
+			report("restarting", nil, "")
+			switch once := shy; once {
+			case "hookpanic":
+				shy = ""
+				panic("not today")
+			case "hookslow":
+				shy = ""
+				hang()
+			}
+			v.Set("generation", generation)
+		},
+		Restart: func(v cluster.Values) {
+			v.Get("generation", &generation)
+			generation++
+		},
+		RestartFailed: func(err error) { report("restart failed", nil, err.Error()) },
+	})
+	m.On(cluster.Hooks{ // another plugin
+		Restarting: func(v cluster.Values) { v.Set("plugin", "of "+name) },
+		Restart: func(v cluster.Values) {
+			text, _ := json.Marshal(v)
+			report("restart", nil, string(text))
+		},
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", os.Getpid()) })
+	server := &http.Server{Handler: mux}
+	m.NewServer = func() (cluster.Server, error) {
+		switch mode() {
+		case "servergate":
+			gate()
+		case "serverhang":
+			hang()
+		case "serverpanic":
+			panic("a server that panics")
+		case "serverfail":
+			return nil, errors.New("no database")
+		case "half":
+			if os.Getenv("CLUSTER_WORKER") == "1" {
+				return deaf{server}, nil
+			}
+		}
+		return server, nil
+	}
+	l := listen(0)
+	for i := 1; ; i++ {
+		if _, ok := argument("listen", i); !ok {
+			break
+		}
+		m.Add(listen(i), server)
+	}
+	if mode() == "take" && !cluster.IsWorker() {
+		os.Exit(8)
+	}
+	finish(m.ListenAndServe(l))
+})
+
+// The tests.
+
+func TestRestartReplacesMasterAndWorkers(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	load := f.load()
+	load.more(5)
+	first := f.alive()
+	f.upgrade("v2")
+	f.wantVersion("v2")
+	second := f.alive()
+	for _, pid := range first {
+		if slices.Contains(second, pid) != (pid == f.pid()) {
+			t.Errorf("of the processes %v there are %v, want only %d", first, second, f.pid())
+		}
+	}
+	f.flip("v3")
+	f.signal(syscall.SIGUSR2)
+	f.next()
+	f.wantVersion("v3")
+	if got := f.alive(); len(got) != 4 || len(second) != 4 {
+		t.Errorf("processes %v and %v, want stand-in, master and two workers", second, got)
+	}
+	load.more(5)
+	if got := load.end(); got["v1"] == 0 || got["v3"] == 0 {
+		t.Errorf("answers %v, want some of v1 and v3", got)
+	}
+	f.quit()
+}
+
+func TestRestartWithSIGTERMEndsTheOldGenerationHard(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	held := f.hold()
+	f.flip("v2")
+	f.mustTell(f.master, "restart -%d", syscall.SIGTERM)
+	if b, err := io.ReadAll(held); len(b) > 0 {
+		t.Errorf("a request in flight was answered: %q, %v", b, err)
+	}
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestRestartReturnsWhenTheOutcomeIsKnown(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	f.flip("v2,mode=servergate")
+	answer := f.told(f.master, "restart")
+	f.wait("gate")
+	load := f.load()
+	load.more(10)
+	load.only("v1")
+	select {
+	case s := <-answer:
+		t.Errorf("Restart has returned already: %q", s)
+	default:
+	}
+	f.open()
+	if s := <-answer; s != "" {
+		t.Errorf("Restart: %s", s)
+	}
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestValuesTravelFromMasterToMaster(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	for i := 1; i <= 3; i++ {
+		f.flip("v" + strconv.Itoa(i+1))
+		f.mustTell(f.master, "restart")
+		f.master = f.wait("listening").Pid
+		got := f.wait("restart")
+		want := fmt.Sprintf(`{"generation":%d,"plugin":"of v%d"}`, i, i)
+		if got.Text != want || got.Pid != f.master {
+			t.Errorf("got %s in %d, want %s in %d", got.Text, got.Pid, want, f.master)
+		}
+	}
+	if n := len(f.history("restarting")); n != 3 {
+		t.Errorf("Restarting was called %d times", n)
+	}
+	f.quit()
+}
+
+func TestRestartingHookCanFailTheRestart(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ mode, reason string }{
+		{"hookpanic", "hook panicked: not today"},
+		{"hookslow", "hooks took longer than 100ms"},
+	} {
+		f := startFleet(t, "v1,mode="+test.mode, "workers=1")
+		f.flip("v2")
+		if got := f.tell(f.master, "restartwithin 100ms"); !strings.Contains(got, test.reason) {
+			t.Errorf("Restart: %q, want %q in it", got, test.reason)
+		}
+		if e := f.wait("restart failed"); !strings.Contains(e.Text, test.reason) || e.Pid != f.master {
+			t.Errorf("RestartFailed: %+v, want %q", e, test.reason)
+		}
+		f.wantVersion("v1")
+		f.upgrade("v2")
+		f.wantVersion("v2")
+		f.quit()
+	}
+}
+
+func TestEnvironmentDirectoryAndArgumentsCarryOver(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1", "dir=sub", "listen=unix app.sock", "worker title=two words")
+	f.cmd.Env = append(f.cmd.Env, "CLUSTER_FLAVOUR=a=b c")
+	sub := filepath.Join(f.dir, "sub")
+	if err := os.Mkdir(sub, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.launch()
+	before := f.masterInfo(f.master)
+	for range 2 {
+		f.mustTell(f.master, "restart")
+		f.next()
+		after, worker := f.masterInfo(f.master), f.info()
+		if after.Dir != sub || worker.Dir != sub {
+			t.Errorf("master runs in %s, worker in %s, want %s", after.Dir, worker.Dir, sub)
+		}
+		if !slices.Equal(after.Args, before.Args) || !slices.Equal(after.Env, before.Env) {
+			t.Errorf("args %q, environment %q; before %q, %q", after.Args, after.Env, before.Args, before.Env)
+		}
+		if !slices.Contains(worker.Env, "CLUSTER_FLAVOUR=a=b c") || !slices.Contains(worker.Args, "worker title=two words") {
+			t.Errorf("the worker's args %q, environment %q", worker.Args, worker.Env)
+		}
+	}
+	f.quit("sub")
+	if entries, _ := os.ReadDir(sub); len(entries) > 0 {
+		t.Errorf("left behind in Dir: %v", entries)
+	}
+}
+
+// crash has all workers of the master killed, and waits for their successors.
+func (f *fleet) crash() {
+	f.t.Helper()
+	live := f.workers()
+	for _, pid := range live {
+		kill(f.t, pid, syscall.SIGKILL)
+	}
+	for range live {
+		f.wait("killed")
+	}
+	f.await("new workers", func() bool {
+		now := make(map[int]bool)
+		for _, e := range f.events {
+			switch e.Name {
+			case "connected":
+				now[e.Pid] = true
+			case "killed":
+				delete(now, e.Pid)
+			}
+		}
+		return len(now) == len(live)
+	})
+}
+
+// A crashed worker's successor is of its master's version, whatever has
+// become of the file.
+func TestProgramIsFoundAnewBehindAFlippedLink(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	f.flip("v2")
+	f.crash()
+	load := f.load()
+	load.more(10)
+	load.only("v1")
+	f.mustTell(f.master, "restart")
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestProgramIsFoundAnewWhenItsFileIsReplacedOrDeleted(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	if err := errors.Join(os.Remove(f.path), os.Rename(f.build("v1"), f.path)); err != nil { // no link
+		t.Fatal(err)
+	}
+	f.launch()
+	f.wantVersion("app")
+	next := filepath.Join(f.bin, "next")
+	copyFile(t, f.path, next, "v2")
+	if err := os.Rename(next, f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	f.wantVersion("app")
+	f.mustTell(f.master, "restart")
+	f.next()
+	f.wantVersion("v2")
+
+	if err := os.Remove(f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.crash()
+	f.wantVersion("v2")
+	if got := f.tell(f.master, "restart"); !strings.Contains(got, "does not exist") || !strings.Contains(got, f.path) {
+		t.Errorf("Restart with a deleted program: %q", got)
+	}
+	f.wait("restart failed")
+	f.wantVersion("v2")
+	f.upgrade("v3")
+	f.wantVersion("v3")
+	f.quit()
+}
+
+func TestProgramIsFoundAnewAfterAChangeOfDirectory(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1", "dir=/")
+	f.cmd.Args[0] = "./bin/app"
+	f.cmd.Env = append(f.cmd.Env, "HERE=x")
+	if err := os.Symlink(f.bin, filepath.Join(f.dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	f.cmd.Args = append(f.cmd.Args, "socket path="+f.dir)
+	f.launch()
+	for _, v := range []string{"v2", "v3"} {
+		f.upgrade(v)
+		f.wantVersion(v)
+	}
+	if i := f.masterInfo(f.master); i.Dir != "/" || i.Args[0] != "./bin/app" {
+		t.Errorf("the master is %q in %s", i.Args, i.Dir)
+	}
+	f.quit("bin")
+}
+
+func TestProgramIsFoundAnewThroughPATH(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	f.cmd.Args[0] = "app"
+	f.cmd.Env = append(f.cmd.Env, "PATH=/nowhere:"+f.bin)
+	f.launch()
+	f.upgrade("v2")
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestProgramThatIsBeingWrittenIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	file := filepath.Join(f.bin, "written")
+	copyFile(t, f.build("v1"), file, "v2")
+	writer, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	f.point(file)
+	if got := f.tell(f.master, "restart"); !strings.Contains(got, "text file busy") {
+		t.Errorf("Restart to a file that is open for writing: %q", got)
+	}
+	f.wait("restarting")
+	f.wait("restart failed")
+	answer := f.told(f.master, "restart")
+	f.wait("restarting") // and is then busy with trying
+	writer.Close()
+	if got := <-answer; got != "" {
+		t.Errorf("Restart: %s", got)
+	}
+	f.next()
+	f.wantVersion("v2")
+	f.quit()
+}
+
+func TestAddressesAreAddedAndDroppedByTheNewVersion(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix a.sock", "listen=tcp localhost:0")
+	for n := range 3 {
+		f.wantVersion("v1", n)
+	}
+	load := f.load()
+	f.upgrade("v2,listen=tcp 127.0.0.1:0,listen=unix b.sock") // addresses 3 and 4
+	load.more(5)
+	load.end()
+	f.wantVersion("v2", 3)
+	f.wantVersion("v2", 4)
+	if _, before := f.addr(0); true {
+		if _, after := f.addr(3); before != after {
+			t.Errorf("port 0 was %s and is %s", before, after)
+		}
+	}
+	for n := 1; n <= 2; n++ {
+		network, address := f.addr(n)
+		if _, err := net.Dial(network, address); err == nil {
+			t.Errorf("%s %s still answers", network, address)
+		} else if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) {
+			t.Errorf("%s %s: %v", network, address, err)
+		}
+	}
+	if got := f.files(); slices.Contains(got, "a.sock") || !slices.Contains(got, "b.sock") {
+		t.Errorf("files %v, want b.sock and no a.sock", got)
+	}
+	f.upgrade("v3,listen=unix b.sock,listen=unix a.sock")
+	f.wantVersion("v3", 5)
+	f.wantVersion("v3", 6)
+	f.quit()
+}
+
+// A request that waits in a dropped socket's queue is answered.
+func TestRequestInFlightOnADroppedAddressIsAnswered(t *testing.T) {
+	t.Parallel()
+	for _, dropped := range []string{"tcp localhost:0", "unix a.sock"} {
+		f := startFleet(t, "v1", "workers=1", "listen=tcp 127.0.0.1:0", "listen="+dropped)
+		held := f.hold(1)
+		old := f.workers()[0]
+		f.flip("v2,listen=tcp 127.0.0.1:0")
+		f.mustTell(f.master, "restart")
+		f.master = f.wait("listening").Pid
+		if got := held.finish(); got != strconv.Itoa(old) {
+			t.Errorf("answered by %s, want %d", got, old)
+		}
+		f.wait("restart")
+		f.quit()
+	}
+}
+
+func TestNumberOfWorkersIsTheNewVersions(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	for _, n := range []int{3, 1} {
+		f.upgrade(fmt.Sprintf("v%d,workers=%d", n, n))
+		if got := f.tell(f.master, "children"); strings.Count(got, "ready") != n {
+			t.Errorf("workers %q, want %d", got, n)
+		}
+		if got := len(f.alive()); got != n+2 {
+			t.Errorf("%d processes, want %d workers, master and stand-in", got, n)
+		}
+	}
+	f.quit()
+}
+
+func TestUserOfTheWorkersIsTheNewVersions(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("only root can change it")
+	}
+	f := newFleet(t, "v1", "workers=1")
+	if err := os.Chmod(f.ctl, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.launch()
+	if i := f.info(); i.Uid != 0 {
+		t.Errorf("worker of v1 is user %d", i.Uid)
+	}
+	f.upgrade("v2,user=65534")
+	if i := f.info(); i.Uid != 65534 || len(i.Groups) > 1 {
+		t.Errorf("worker of v2 is user %d, groups %v", i.Uid, i.Groups)
+	}
+	f.upgrade("v3")
+	if i := f.info(); i.Uid != 0 {
+		t.Errorf("worker of v3 is user %d", i.Uid)
+	}
+	f.quit()
+}
+
+func TestVersionThatStartsHalfAnswersNoRequest(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	old := f.workers()[0]
+	load := f.load()
+	f.flip("v2,mode=half")
+	answer := f.told(f.master, "restart")
+	f.wait("hangs", 1)
+	f.waitFor("its worker 0", func(e event) bool { return e.Name == "connected" && e.ID == 0 && e.Pid != old })
+	load.more(50)
+	kill(t, f.heir(), syscall.SIGKILL)
+	if got := <-answer; !strings.Contains(got, "ended before it was ready: signal: killed") {
+		t.Errorf("Restart: %q", got)
+	}
+	load.more(5)
+	load.only("v1")
+	f.upgrade("v3")
+	f.wantVersion("v3")
+	f.quit()
+}
+
+// heir returns the pid of the master that is starting, or has started last.
+func (f *fleet) heir() (pid int) {
+	f.t.Helper()
+	f.await("a new master", func() bool {
+		for _, e := range f.events {
+			if e.Name == "addr" && e.Pid != f.master {
+				pid = e.Pid
+			}
+		}
+		return pid != 0
+	})
+	return pid
+}
+
+// After an upgrade that fails everything is as it was, and requests have been
+// served meanwhile. Then one that is good succeeds.
+func TestFailedUpgradeChangesNothing(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name    string
+		version string              // or
+		point   func(*fleet) string // returns what the program becomes
+		within  string
+		reason  string
+	}{
+		{name: "a program that is missing", reason: "file does not exist",
+			point: func(f *fleet) string { return filepath.Join(f.bin, "missing") }},
+		{name: "a program that is not executable", reason: "permission denied",
+			point: func(f *fleet) string {
+				file := filepath.Join(f.bin, "text")
+				if err := os.WriteFile(file, []byte("hello"), 0o600); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "a program that is no program", reason: "exec format error",
+			point: func(f *fleet) string {
+				file := filepath.Join(f.bin, "text")
+				if err := os.WriteFile(file, []byte("hello"), 0o700); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "a directory", reason: "permission denied",
+			point: func(f *fleet) string { return f.dir }},
+		{name: "a program that has nothing to do with it and ends", reason: "ended before it was ready: exit status 0",
+			point: func(f *fleet) string { return systemProgram(f.t, "true") }},
+		{name: "a program that has nothing to do with it and stays", reason: "not ready after 500ms", within: "500ms",
+			point: func(f *fleet) string {
+				// It is given the arguments of the fleet, and sleeps all the same.
+				file := filepath.Join(f.bin, "sleep")
+				if err := os.WriteFile(file, []byte("#!"+systemProgram(f.t, "sh")+"\nexec "+systemProgram(f.t, "sleep")+" 1000\n"), 0o700); err != nil {
+					f.t.Fatal(err)
+				}
+				return file
+			}},
+		{name: "exits at once", version: "v2,mode=exit", reason: "exit status 7"},
+		{name: "exits after taking the sockets", version: "v2,mode=take", reason: "exit status 8"},
+		{name: "hangs before it listens", version: "v2,mode=hang", within: "500ms", reason: "not ready after 500ms"},
+		{name: "hangs in NewServer", version: "v2,mode=serverhang", within: "1s", reason: "not ready after 1s"},
+		{name: "panics", version: "v2,mode=panic", reason: "panic: a version that panics"},
+		{name: "panics in a worker", version: "v2,mode=serverpanic", reason: "panic: a server that panics"},
+		{name: "fails in a worker", version: "v2,mode=serverfail", reason: "no database"},
+		{name: "refuses to become ready", version: "v2,mode=half", within: "1s", reason: "not ready after 1s"},
+		{name: "gives its workers too little time", version: "v2,mode=half,restart timeout=1s", reason: "not ready after 1s"},
+		{name: "has settings that are wrong", version: "v2,workers=-2", reason: "Workers is -2"},
+		{name: "can't bind", version: "v2,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix a.sock")
+			load := f.load()
+			unixLoad := f.load(1)
+			load.more(5)
+			processes, files, open := f.alive(), f.files(), len(f.masterInfo(f.master).Files)
+
+			if test.version != "" {
+				f.flip(test.version)
+			} else {
+				f.point(test.point(f))
+			}
+			command, args := "restart", []any(nil)
+			if test.within != "" {
+				command, args = "restartwithin %s", []any{test.within}
+			}
+			if got := f.tell(f.master, command, args...); !strings.Contains(got, test.reason) {
+				t.Errorf("Restart: %q, want %q in it", got, test.reason)
+			}
+			if e := f.wait("restart failed"); !strings.Contains(e.Text, test.reason) || e.Pid != f.master {
+				t.Errorf("RestartFailed: %+v, want %q", e, test.reason)
+			}
+			load.more(5)
+			unixLoad.more(5)
+			load.only("v1")
+			unixLoad.only("v1")
+			f.settled(processes)
+			if got := f.files(); !slices.Equal(got, files) {
+				t.Errorf("files %v, before %v", got, files)
+			}
+			var now int
+			if !eventually(patience, func() bool { now = len(f.masterInfo(f.master).Files); return now <= open }) {
+				t.Errorf("%d open files in the master, before %d", now, open)
+			}
+
+			load = f.load()
+			f.upgrade("v3")
+			f.wantVersion("v3")
+			load.end()
+			f.quit()
+		})
+	}
+}
+
+func systemProgram(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skip(err)
+	}
+	return path
+}

@@ -180,7 +180,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	if !ok {
 		return nc, nil
 	}
-	c := &conn{socket: sock, s: l.s, preface: "PRI * HTTP/2.0"}
+	c := &conn{socket: sock, s: l.s, preface: clientPreface}
 	if cluster.HandedOver(nc) {
 		c.came = time.Now()
 		idle := l.s.http.IdleTimeout
@@ -197,6 +197,9 @@ func (l *listener) Accept() (net.Conn, error) {
 // bufferSize is that of net/http's reader: a Read for so much means that it
 // has nothing buffered.
 const bufferSize = 4096
+
+// clientPreface is how a client begins that speaks HTTP/2 in clear text.
+const clientPreface = "PRI * HTTP/2.0"
 
 // A phase is what net/http waits for when it reads.
 type phase int
@@ -311,9 +314,10 @@ func (c *conn) checkPreface(b []byte) {
 		return
 	}
 	rest, ok := strings.CutPrefix(c.preface, string(b[:min(len(b), len(c.preface))]))
-	if c.preface = rest; !ok {
-		c.preface = ""
-	} else if rest == "" {
+	if !ok {
+		rest = ""
+	}
+	if c.preface = rest; ok && rest == "" {
 		c.mu.Lock()
 		c.phase = beyond
 		c.mu.Unlock()

@@ -150,7 +150,7 @@ func (l *listener) startReceiving(inner deadlineListener) {
 			c, unread, err := receive(r, b)
 			switch {
 			case c != nil:
-				l.hand(l.count(c, unread), inner)
+				l.hand(l.count(c, unread, true), inner)
 			case errors.Is(err, net.ErrClosed):
 				return
 			case errors.Is(err, syscall.EMFILE):

@@ -369,11 +369,11 @@ func (m *Master) leave(s *supervisor, err error) error {
 		}
 		return err
 	}
+	if h.life == nil {
+		return err // the end of this process ends the connection, which tells
+	}
 	h.link.sendValue(frameGone, nil)
 	h.link.close()
-	if h.life == nil {
-		return err
-	}
 	m.hooks.flush(m.timeout())
 	return h.standIn()
 }

@@ -123,6 +123,7 @@ wait:
 		case <-sv.hard:
 			break wait
 		case err := <-failures:
+			close(sv.m.doneChan())
 			sv.close()
 			return err
 		}

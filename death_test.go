@@ -600,6 +600,7 @@ func TestRestartWorkersFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.mustCall("restartworkers")
+	p.waitFor("the old worker's end", func(e event) bool { return e.Name == "killed" && e.Pid == before[1] })
 	if w := waitWorkers(p, 2); w[1] == before[1] {
 		t.Errorf("workers were %v, are %v", before, w)
 	}

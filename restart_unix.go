@@ -123,7 +123,7 @@ func (m *Master) restart(sig os.Signal) error {
 	}
 	late := time.NewTimer(m.restartTimeout())
 	defer late.Stop()
-	values, err := m.fireRestarting(late.C)
+	values, err := m.fireRestarting(late.C, s.closing)
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (m *Master) restart(sig os.Signal) error {
 }
 
 // fireRestarting collects what the hooks want the new master to know.
-func (m *Master) fireRestarting(late <-chan time.Time) (Values, error) {
+func (m *Master) fireRestarting(late <-chan time.Time, closing <-chan struct{}) (Values, error) {
 	values := make(Values)
 	done := make(chan error, 1)
 	go func() {
@@ -191,6 +191,8 @@ func (m *Master) fireRestarting(late <-chan time.Time) (Values, error) {
 		return values, err
 	case <-late:
 		return nil, fmt.Errorf("cluster: the Restarting hooks took longer than %v", m.restartTimeout())
+	case <-closing:
+		return nil, ErrNotRunning
 	}
 }
 
@@ -329,12 +331,12 @@ func (h *heir) abandon(m *Master) {
 	case <-time.After(time.Second):
 		h.signal(syscall.SIGKILL)
 		<-h.reaped
-		name := cmp.Or(m.SocketFilename, defaultSocketFilename)
-		if !strings.Contains(name, "{PID}") {
-			name += ".{PID}"
-		}
-		os.Remove(socketPath(m.SocketPath, name, h.id))
 	}
+	name := cmp.Or(m.SocketFilename, defaultSocketFilename)
+	if !strings.Contains(name, "{PID}") {
+		name += ".{PID}"
+	}
+	unlinkStale("unix", socketPath(m.SocketPath, name, h.id)) // if it was killed
 	if h.life != nil {
 		h.life.Close()
 		<-h.over
@@ -374,6 +376,12 @@ func (h *heir) follow() {
 // outcome of the cluster as this process knows it.
 func (m *Master) leave(s *supervisor, err error) error {
 	defer m.stopSignals()
+	m.mu.Lock()
+	r := m.current
+	m.mu.Unlock()
+	if r != nil {
+		<-r.done // a new master that is not to be goes first
+	}
 	h := m.heir.Load()
 	if h == nil {
 		if self.heir && err != nil && !isClosedChan(self.served) {

@@ -414,6 +414,7 @@ func control(m *cluster.Master) {
 				if len(fields) == 0 {
 					return
 				}
+				report("command", nil, fields[0])
 				answer := "unknown command"
 				if f, ok := commands[fields[0]]; ok {
 					answer = f(m, fields[1:])
@@ -1027,4 +1028,267 @@ func systemProgram(t testing.TB, name string) string {
 		t.Skip(err)
 	}
 	return path
+}
+
+func TestRestartsAskedForMeanwhileAreOneMore(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	f.flip("v2,mode=gate")
+	answers := []<-chan string{f.told(f.master, "restart")}
+	f.wait("gate")
+	for range 3 {
+		answers = append(answers, f.told(f.master, "restart"))
+	}
+	f.settledOn(f.master, "restart", 4)
+	f.flip("v3")
+	f.open()
+	for _, answer := range answers {
+		if got := <-answer; got != "" {
+			t.Errorf("Restart: %s", got)
+		}
+	}
+	f.next()
+	f.next()
+	f.wantVersion("v3")
+	f.quit()
+	if n := len(f.history("restarting")); n != 2 {
+		t.Errorf("there were %d restarts, want 2", n)
+	}
+}
+
+// settledOn waits until a master has read n commands of that name.
+func (f *fleet) settledOn(pid int, name string, n int) {
+	f.t.Helper()
+	for range n {
+		f.waitFor("the command "+name, func(e event) bool { return e.Name == "command" && e.Pid == pid && e.Text == name })
+	}
+}
+
+// A slow request delays no restart, not even the one after that, and is
+// answered by the generation that it was made to.
+func TestSlowDrainDelaysNoRestart(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	var slow []*held
+	var want []string
+	for i := 1; i <= 3; i++ {
+		h := f.hold()
+		slow, want = append(slow, h), append(want, strconv.Itoa(h.Pid))
+		f.flip("v" + strconv.Itoa(i+1))
+		f.mustTell(f.master, "restart")
+		f.master = f.wait("listening").Pid
+		f.awaitVersion("v" + strconv.Itoa(i+1))
+	}
+	if n := len(f.history("restart")); n != 0 {
+		t.Errorf("%d generations are gone, which have work to do", n)
+	}
+	for i, h := range slow {
+		if got := h.finish(); got != want[i] {
+			t.Errorf("the slow request was answered by %s, want %s", got, want[i])
+		}
+	}
+	f.waitFor("the end of all old generations", func(e event) bool { return e.Name == "restart" && e.Pid == f.master })
+	f.wantVersion("v4")
+	f.quit()
+}
+
+// awaitVersion waits until requests are answered by the version: an old
+// generation may accept until it has heard that it should not.
+func (f *fleet) awaitVersion(want string) {
+	f.t.Helper()
+	if !eventually(patience, func() bool { return f.version() == want }) {
+		f.t.Fatalf("timeout waiting for %s", want)
+	}
+}
+
+func TestShutdownDuringARestartEndsBothGenerations(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
+		for name, end := range map[string]func(*fleet){
+			"SIGQUIT": func(f *fleet) { f.signal(syscall.SIGQUIT) },
+			"SIGTERM": func(f *fleet) { f.signal(syscall.SIGTERM) },
+			"Close":   func(f *fleet) { f.told(f.master, "close") },
+			"Destroy": func(f *fleet) { f.told(f.master, "destroy") },
+		} {
+			t.Run(version+" "+name, func(t *testing.T) {
+				t.Parallel()
+				f := startFleet(t, "v1", "workers=1")
+				held := f.hold()
+				f.flip(version)
+				f.told(f.master, "restart")
+				f.wait("gate")
+				end(f)
+				f.wait("closing")
+				if name == "SIGQUIT" || name == "Close" {
+					if got := held.finish(); got != strconv.Itoa(held.Pid) {
+						t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
+					}
+				}
+				f.end(0)
+			})
+		}
+	}
+}
+
+func TestWorkersMayDieDuringARestart(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2")
+	old := f.workers()
+	f.flip("v2,mode=servergate")
+	answer := f.told(f.master, "restart")
+	gates := f.waitN(2, "gate")
+	kill(t, old[1], syscall.SIGKILL)
+	f.waitFor("its successor", func(e event) bool { return e.Name == "connected" && e.ID == 1 && e.Pid != old[1] })
+	f.wantVersion("v1")
+	kill(t, gates[0].Pid, syscall.SIGKILL)
+	f.wait("gate")
+	f.open()
+	if got := <-answer; got != "" {
+		t.Errorf("Restart: %s", got)
+	}
+	f.next()
+	f.wantVersion("v2")
+	if got := f.tell(f.master, "children"); strings.Count(got, "ready") != 2 {
+		t.Errorf("workers %q, want 2", got)
+	}
+	f.quit()
+}
+
+func TestNewMasterMayBeKilledBeforeItTakesOver(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
+		f := startFleet(t, "v1", "workers=2")
+		processes, files := f.alive(), f.files()
+		load := f.load()
+		f.flip(version)
+		answer := f.told(f.master, "restart")
+		e := f.wait("gate")
+		if e.ID >= 0 {
+			e.Pid = f.heir()
+		}
+		kill(t, e.Pid, syscall.SIGKILL)
+		if got := <-answer; !strings.Contains(got, "signal: killed") {
+			t.Errorf("Restart: %q", got)
+		}
+		load.more(5)
+		load.only("v1")
+		f.settled(processes)
+		if got := f.files(); !slices.Equal(got, files) {
+			t.Errorf("files %v, before %v", got, files)
+		}
+		f.upgrade("v3")
+		f.wantVersion("v3")
+		f.quit()
+	}
+}
+
+// The workers of a master that was killed finish what they are doing, and
+// the process that was started first tells.
+func TestMasterKilledOutrightIsTheStandInsFailure(t *testing.T) {
+	t.Parallel()
+	for _, draining := range []bool{false, true} {
+		f := startFleet(t, "v1", "workers=1")
+		var old *held
+		if draining {
+			old = f.hold()
+		}
+		f.flip("v2")
+		f.mustTell(f.master, "restart")
+		f.master = f.wait("listening").Pid
+		if !draining {
+			f.wait("restart")
+		}
+		f.awaitVersion("v2")
+		held := f.hold()
+		kill(t, f.master, syscall.SIGKILL)
+		f.dead(f.master)
+		if got := held.finish(); got != strconv.Itoa(held.Pid) {
+			t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
+		}
+		if old != nil {
+			if got := old.finish(); got != strconv.Itoa(old.Pid) {
+				t.Errorf("a request in flight was answered by %s, want %d", got, old.Pid)
+			}
+		}
+		if e := f.waitFor("the outcome", func(e event) bool { return e.Name == "failed" }); e.Pid != f.pid() || !strings.Contains(e.Text, "killed") {
+			t.Errorf("outcome %+v, want signal: killed", e)
+		}
+		f.end(1, fmt.Sprintf("cluster.%d.server.sock", f.master))
+	}
+}
+
+func TestOldMasterMayBeKilledDuringARestart(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
+		f := startFleet(t, "v1", "workers=1")
+		held := f.hold()
+		f.flip(version)
+		f.told(f.master, "restart")
+		f.wait("gate")
+		f.signal(syscall.SIGKILL)
+		if got := held.finish(); got != strconv.Itoa(held.Pid) {
+			t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
+		}
+		f.open()
+		if e := f.wait("failed"); !strings.Contains(e.Text, "old master is gone") {
+			t.Errorf("the new master's error: %+v", e)
+		}
+		f.end(-int(syscall.SIGKILL), fmt.Sprintf("cluster.%d.server.sock", f.pid()))
+	}
+}
+
+// Whoever kills the process that was started first wants an end; an old
+// master after that may die without any consequence.
+func TestOldMasterMayBeKilledWhileItDrains(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	f.upgrade("v2")
+	second := f.master
+	held := f.hold()
+	f.flip("v3")
+	f.mustTell(f.master, "restart")
+	f.master = f.wait("listening").Pid
+	f.awaitVersion("v3")
+	load := f.load()
+	kill(t, second, syscall.SIGKILL)
+	f.wait("restart")
+	if got := held.finish(); got != strconv.Itoa(held.Pid) {
+		t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
+	}
+	load.more(5)
+	load.only("v3")
+	f.dead(held.Pid)
+	f.upgrade("v4")
+	f.wantVersion("v4")
+	f.quit(fmt.Sprintf("cluster.%d.server.sock", second))
+}
+
+func TestStandInKilledOutrightClosesTheCluster(t *testing.T) {
+	t.Parallel()
+	for _, draining := range []bool{false, true} {
+		f := startFleet(t, "v1", "workers=1")
+		var held []*held
+		if draining {
+			held = append(held, f.hold())
+			f.flip("v2")
+			f.mustTell(f.master, "restart")
+			f.awaitVersion("v2")
+		} else {
+			f.upgrade("v2")
+		}
+		held = append(held, f.hold())
+		heir := f.heir()
+		f.signal(syscall.SIGKILL)
+		f.waitFor("closing", func(e event) bool { return e.Name == "closing" && e.Pid == heir })
+		for _, h := range held {
+			if got := h.finish(); got != strconv.Itoa(h.Pid) {
+				t.Errorf("a request in flight was answered by %s, want %d", got, h.Pid)
+			}
+		}
+		if draining {
+			f.end(-int(syscall.SIGKILL), fmt.Sprintf("cluster.%d.server.sock", f.pid()))
+		} else {
+			f.end(-int(syscall.SIGKILL))
+		}
+	}
 }

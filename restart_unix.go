@@ -122,7 +122,7 @@ func (m *Master) restart(sig os.Signal) error {
 		return ErrNotRunning
 	}
 	values := make(Values)
-	err := m.bounded("Restarting", func(h *Hooks) error {
+	err := m.bounded("Restarting", s.closing, func(h *Hooks) error {
 		if h.Restarting != nil {
 			h.Restarting(values)
 		}
@@ -309,12 +309,12 @@ func (h *heir) abandon(m *Master) {
 	case <-time.After(time.Second):
 		h.signal(syscall.SIGKILL)
 		<-h.reaped
-		name := cmp.Or(m.SocketFilename, defaultSocketFilename)
-		if !strings.Contains(name, "{PID}") {
-			name += ".{PID}"
-		}
-		os.Remove(socketPath(m.SocketPath, name, h.id))
 	}
+	name := cmp.Or(m.SocketFilename, defaultSocketFilename)
+	if !strings.Contains(name, "{PID}") {
+		name += ".{PID}"
+	}
+	unlinkStale("unix", socketPath(m.SocketPath, name, h.id)) // if it was killed
 	if h.life != nil {
 		h.life.Close()
 		<-h.over
@@ -354,6 +354,12 @@ func (h *heir) follow() {
 // outcome of the cluster as this process knows it.
 func (m *Master) leave(s *supervisor, err error) error {
 	defer m.stopSignals()
+	m.mu.Lock()
+	r := m.current
+	m.mu.Unlock()
+	if r != nil {
+		<-r.done // a new master that is not to be goes first
+	}
 	h := m.heir.Load()
 	if h == nil {
 		if self.heir && err != nil && !isClosedChan(self.served) {

@@ -278,7 +278,7 @@ func (m *Master) fireListening() {
 
 // fireStart calls Hooks.Start.
 func (m *Master) fireStart() error {
-	return m.bounded("Start", func(h *Hooks) error {
+	return m.bounded("Start", nil, func(h *Hooks) error {
 		if h.Start == nil {
 			return nil
 		}
@@ -288,8 +288,8 @@ func (m *Master) fireStart() error {
 
 // bounded calls f with all hooks, for those that somebody waits for: it
 // returns the first error, a panic being one, and waits for RestartTimeout
-// at most.
-func (m *Master) bounded(name string, f func(*Hooks) error) error {
+// at most, and not when closing is closed.
+func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) error) error {
 	done := make(chan error, 1)
 	go func() {
 		defer func() {
@@ -311,6 +311,8 @@ func (m *Master) bounded(name string, f func(*Hooks) error) error {
 	select {
 	case err := <-done:
 		return err
+	case <-closing:
+		return ErrNotRunning
 	case <-late.C:
 		return fmt.Errorf("cluster: the %s hooks took longer than %v", name, m.restartTimeout())
 	}

@@ -4,6 +4,7 @@ package cluster_test
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -232,6 +234,15 @@ func (f *fleet) settled(want []int) {
 	}
 }
 
+// processes waits until there are so many, and returns their pids.
+func (f *fleet) processes(n int) (pids []int) {
+	f.t.Helper()
+	if !eventually(patience, func() bool { pids = f.alive(); return len(pids) == n }) {
+		f.t.Errorf("processes %v, want %d", pids, n)
+	}
+	return pids
+}
+
 // dead waits until a process is gone or a zombie.
 func (f *fleet) dead(pid int) {
 	f.t.Helper()
@@ -271,7 +282,7 @@ func (f *fleet) load(n ...int) *clients {
 				select {
 				case <-l.stop:
 					return
-				default:
+				case <-time.After(time.Millisecond): // the processors are for others, too
 				}
 				answer, err := request(network, address, "/version")
 				version, _, _ := strings.Cut(answer, " ")
@@ -537,7 +548,7 @@ func TestRestartReplacesMasterAndWorkers(t *testing.T) {
 	first := f.alive()
 	f.upgrade("v2")
 	f.wantVersion("v2")
-	second := f.alive()
+	second := f.processes(4)
 	for _, pid := range first {
 		if slices.Contains(second, pid) != (pid == f.pid()) {
 			t.Errorf("of the processes %v there are %v, want only %d", first, second, f.pid())
@@ -547,9 +558,7 @@ func TestRestartReplacesMasterAndWorkers(t *testing.T) {
 	f.signal(syscall.SIGUSR2)
 	f.next()
 	f.wantVersion("v3")
-	if got := f.alive(); len(got) != 4 || len(second) != 4 {
-		t.Errorf("processes %v and %v, want stand-in, master and two workers", second, got)
-	}
+	f.processes(4)
 	load.more(5)
 	if got := load.end(); got["v1"] == 0 || got["v3"] == 0 {
 		t.Errorf("answers %v, want some of v1 and v3", got)
@@ -856,9 +865,7 @@ func TestNumberOfWorkersIsTheNewVersions(t *testing.T) {
 		if got := f.tell(f.master, "children"); strings.Count(got, "ready") != n {
 			t.Errorf("workers %q, want %d", got, n)
 		}
-		if got := len(f.alive()); got != n+2 {
-			t.Errorf("%d processes, want %d workers, master and stand-in", got, n)
-		}
+		f.processes(n + 2) // with master and stand-in
 	}
 	f.quit()
 }
@@ -1290,5 +1297,266 @@ func TestStandInKilledOutrightClosesTheCluster(t *testing.T) {
 		} else {
 			f.end(-int(syscall.SIGKILL))
 		}
+	}
+}
+
+// counts returns the numbers of goroutines and open files.
+func (i info) counts() string {
+	return fmt.Sprintf("%d goroutines, %d files", i.Goroutines, len(i.Files))
+}
+
+// steady waits until the counts are as they were, for the previous
+// generation's last traces go in their own time.
+func (f *fleet) steady(what, want string, now func() info) {
+	f.t.Helper()
+	var i info
+	if !eventually(10*time.Second, func() bool { i = now(); return i.counts() == want }) {
+		f.t.Errorf("%s: %s, want %s: %q", what, i.counts(), want, i.Files)
+	}
+}
+
+// zombies returns the children of the fleet's processes that are to be reaped.
+func (f *fleet) zombies() (list []string) {
+	parents := f.alive()
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		b, _ := os.ReadFile(name)
+		i := bytes.LastIndexByte(b, ')')
+		if i < 0 {
+			continue
+		}
+		fields := strings.Fields(string(b[i+1:]))
+		if ppid, _ := strconv.Atoi(fields[1]); fields[0] == "Z" && slices.Contains(parents, ppid) {
+			list = append(list, string(b[:i+8]))
+		}
+	}
+	return list
+}
+
+// Ten generations have the same first process, addresses, and counts of
+// everything that could leak.
+func TestChainOfRestartsLeaksNothing(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix app.sock")
+	_, port := f.addr()
+	file, err := os.Lstat(filepath.Join(f.dir, "app.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.processes(3)
+	load, unixLoad := f.load(), f.load(1)
+	var master, worker, standIn string
+	for i := 2; i <= 11; i++ {
+		f.upgrade("v" + strconv.Itoa(i))
+		switch i {
+		case 2, 3:
+			continue
+		case 4: // two generations of new masters have come and gone
+			load.more(1)
+			load.end()
+			unixLoad.end()
+			f.quiet()
+			master, worker, standIn = f.masterInfo(f.master).counts(), f.info().counts(), f.masterInfo(f.pid()).counts()
+			load, unixLoad = f.load(), f.load(1)
+			continue
+		}
+	}
+	load.more(5)
+	unixLoad.more(5)
+	if got := load.end(); got["v11"] == 0 {
+		t.Errorf("answers %v", got)
+	}
+	unixLoad.end()
+	f.steady("master", master, func() info { return f.masterInfo(f.master) })
+	f.steady("worker", worker, f.info)
+	f.steady("stand-in", standIn, func() info { return f.masterInfo(f.pid()) })
+	f.processes(4) // one more than before
+	if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
+		t.Errorf("zombies: %q", f.zombies())
+	}
+	for n := range 22 {
+		if network, address := f.addr(n); network == "tcp" && address != port {
+			t.Errorf("generation %d listens on %s, want %s", n/2+1, address, port)
+		}
+	}
+	if now, err := os.Lstat(filepath.Join(f.dir, "app.sock")); err != nil || !os.SameFile(now, file) {
+		t.Errorf("the unix socket's file is another one: %v", err)
+	}
+	f.wantVersion("v11", 1)
+	if n := len(f.history("addr")); n != 22 {
+		t.Errorf("%d addresses, want 22", n)
+	}
+	f.quit()
+}
+
+// quiet waits until nothing changes any more in the processes' counts.
+func (f *fleet) quiet() {
+	f.t.Helper()
+	before, same := "", 0
+	if !eventually(10*time.Second, func() bool {
+		now := f.masterInfo(f.master).counts() + f.info().counts() + f.masterInfo(f.pid()).counts()
+		if same++; now != before {
+			before, same = now, 0
+		}
+		return same >= 5
+	}) {
+		f.t.Error("the processes don't settle")
+	}
+}
+
+func TestSignalsToTheStandInReachTheMaster(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	f.upgrade("v2")
+	f.wait("connected", 0)
+	f.wait("connected", 0)
+	f.signal(syscall.SIGTTIN)
+	f.wait("connected", 1)
+	f.signal(syscall.SIGTTOU)
+	f.wait("removed", 1)
+	f.wait("killed", 1)
+	f.signal(syscall.SIGUSR1)
+	if got := []int{f.wait("reopen").Pid, f.wait("reopen").Pid}; !slices.Contains(got, f.master) {
+		t.Errorf("reopened by %v, want %d and its worker", got, f.master)
+	}
+	f.signal(syscall.SIGHUP)
+	f.wait("connected", 0)
+	f.flip("v3")
+	f.signal(syscall.SIGUSR2)
+	f.next()
+	f.wantVersion("v3")
+	closing := len(f.history("closing"))
+	held := f.hold()
+	f.signal(syscall.SIGQUIT)
+	f.await("the end", func() bool {
+		n := 0
+		for _, e := range f.events {
+			if e.Name == "closing" {
+				n++
+			}
+		}
+		return n > closing
+	})
+	held.finish()
+	f.end(0)
+}
+
+func TestStandInEndsWithTheLastMastersOutcome(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGINT} {
+		f := startFleet(t, "v1", "workers=1")
+		f.upgrade("v2")
+		f.signal(sig)
+		f.end(0)
+		last := f.history("returned")
+		if e := last[len(last)-1]; e.Pid != f.pid() {
+			t.Errorf("the last to return is %d, want %d", e.Pid, f.pid())
+		}
+	}
+	// To the last master itself it is all the same.
+	f := startFleet(t, "v1", "workers=1")
+	f.upgrade("v2")
+	kill(t, f.master, syscall.SIGQUIT)
+	f.end(0)
+}
+
+func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1", "detach=true")
+	for _, v := range []string{"v2", "v3"} {
+		before := f.master
+		f.flip(v)
+		kill(t, before, syscall.SIGUSR2)
+		f.next()
+		f.dead(before)
+		f.wantVersion(v)
+	}
+	if got := f.exit(); got != 0 {
+		t.Errorf("exit status %d, want 0", got)
+	}
+	f.processes(2)
+	kill(t, f.master, syscall.SIGQUIT)
+	f.empty()
+}
+
+func TestRestartAsTheFirstProcessOfAContainer(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
+		t.Skip("needs root for a namespace")
+	}
+	unshare := systemProgram(t, "unshare")
+	if out, err := exec.Command(unshare, "-pf", "--mount-proc", "true").CombinedOutput(); err != nil {
+		t.Skipf("unshare: %v: %s", err, out)
+	}
+	f := newFleet(t, "v1", "workers=1")
+	f.cmd.Path, f.cmd.Args = unshare, append([]string{unshare, "-pf", "--mount-proc", f.path}, f.cmd.Args[1:]...)
+	f.launch()
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", f.pid()))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(children)))
+	if err != nil || f.master != 1 || pid == 0 {
+		t.Fatalf("the master is %d, %q outside, %v", f.master, children, err)
+	}
+	for i := 2; i <= 4; i++ {
+		f.flip("v" + strconv.Itoa(i))
+		kill(t, pid, syscall.SIGUSR2)
+		f.next()
+		f.wantVersion("v" + strconv.Itoa(i))
+		f.processes(4) // with unshare and stand-in
+		if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
+			t.Errorf("zombies: %q", f.zombies())
+		}
+	}
+	kill(t, pid, syscall.SIGQUIT)
+	f.end(0)
+}
+
+// The successor comes first, so that no request fails, and is of the master's
+// version.
+func TestWorkersAreReplacedByTheirSuccessors(t *testing.T) {
+	t.Parallel()
+	for name, replace := range map[string]func(f *fleet) (ids []int){
+		"RestartWorkers": func(f *fleet) []int { f.mustTell(f.master, "restartworkers"); return []int{0, 1} },
+		"SIGHUP":         func(f *fleet) []int { f.signal(syscall.SIGHUP); return []int{0, 1} },
+		"Replace":        func(f *fleet) []int { f.mustTell(f.master, "replace 1"); return []int{1} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix app.sock")
+			load, unixLoad := f.load(), f.load(1)
+			load.more(5)
+			f.flip("v2") // which is not for workers
+			f.waitN(2, "connected")
+			for range 3 {
+				before := f.workers()
+				held := f.hold()
+				ids := replace(f)
+				if got := held.finish(); got != strconv.Itoa(held.Pid) {
+					t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
+				}
+				for _, id := range ids {
+					f.waitFor("the end of the old worker", func(e event) bool { return e.Name == "killed" && e.Pid == before[id] })
+				}
+				after := f.workers()
+				for id := range 2 {
+					if changed := after[id] != before[id]; changed != slices.Contains(ids, id) {
+						t.Errorf("worker %d was %d and is %d", id, before[id], after[id])
+					}
+				}
+				for _, e := range f.history("connected", "killed") {
+					if i := slices.Index(ids, e.ID); i < 0 {
+						continue
+					} else if e.Pid == after[e.ID] {
+						ids = slices.Delete(ids, i, i+1)
+					} else if e.Pid == before[e.ID] && e.Name == "killed" {
+						t.Errorf("worker %d, %d, was gone before %d was ready", e.ID, e.Pid, after[e.ID])
+					}
+				}
+			}
+			load.more(5)
+			unixLoad.more(5)
+			load.only("v1")
+			unixLoad.only("v1")
+			f.quit()
+		})
 	}
 }

@@ -5,6 +5,8 @@ package handoff_test
 import (
 	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +23,26 @@ func (s narrow) Serve(l net.Listener) error {
 		if err != nil {
 			return err
 		}
-		setFiles(len(entries) + 6)
+		used := make(map[string]bool)
+		for _, e := range entries {
+			used[e.Name()] = true
+		}
+		n := 0
+		for free := 1; free < 3; n++ { // the one that has read the directory is free again
+			if !used[strconv.Itoa(n)] {
+				free++
+			}
+		}
+		setFiles(n)
 	}
 	return s.Server.Serve(l)
+}
+
+// narrow has all workers be so from now on.
+func (p *program) narrow() {
+	if err := os.WriteFile(filepath.Join(p.cmd.Dir, "narrow"), nil, 0o666); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // setFiles limits the number of descriptors of this process.

@@ -25,8 +25,8 @@ import (
 //
 //	go test ./handoff -run Load -v -load.restarts 50 -load.every 400ms
 var (
-	restarts = flag.Int("load.restarts", 3, "restarts of each kind under load")
-	every    = flag.Duration("load.every", 250*time.Millisecond, "time between them")
+	restarts = flag.Int("load.restarts", 2, "restarts of each kind under load")
+	every    = flag.Duration("load.every", 200*time.Millisecond, "time between them")
 	clients  = flag.Int("load.clients", 64, "connections")
 )
 

@@ -123,6 +123,7 @@ func serve(spec string) {
 		Restart:         func(cluster.Values) { tell("restarted %d", os.Getpid()) },
 		RestartFailed:   func(err error) { tell("failed %v", err) },
 		WorkerConnected: func(w *cluster.Worker) { tell("worker %d", w.Pid) },
+		WorkerWaiting:   func(w *cluster.Worker, n int) { tell("waiting %d %d", w.Pid, n) },
 		WorkerKilled:    func(w *cluster.Worker) { tell("killed %d %v", w.Pid, w.ProcessState) },
 		WorkerException: func(w *cluster.Worker, err error) { tell("exception %d %v", w.Pid, err) },
 		WorkerTimeout:   func(w *cluster.Worker, d time.Duration) { tell("timeout %d %v", w.Pid, d) },
@@ -187,6 +188,7 @@ type program struct {
 	t             testing.TB
 	cmd           *exec.Cmd
 	network, addr string
+	master        *os.Process
 
 	mu      sync.Mutex // guards the following
 	lines   map[string][]string
@@ -242,8 +244,7 @@ func start(t testing.TB, spec string) *program {
 	if strings.Contains(spec, "network=unix") {
 		p.network, p.addr = "unix", filepath.Join(dir, p.addr)
 	}
-	p.wait("worker")
-	p.wait("listening")
+	p.listening()
 	return p
 }
 
@@ -283,16 +284,28 @@ func (p *program) forget(words ...string) {
 // old one may still be there.
 func (p *program) upgrade() {
 	p.t.Helper()
-	p.forget("worker", "listening", "restarted", "killed")
+	p.forget("worker", "listening", "killed")
 	p.cmd.Process.Signal(syscall.SIGUSR2)
-	p.wait("listening")
+	p.listening()
+}
+
+// listening waits for a master that says that it serves.
+func (p *program) listening() {
+	p.t.Helper()
+	pid, err := strconv.Atoi(p.wait("listening"))
+	if err == nil {
+		p.master, err = os.FindProcess(pid)
+	}
+	if err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // roll replaces the workers. It returns when the last new one is ready.
 func (p *program) roll(workers int) {
 	p.t.Helper()
-	p.forget("worker", "killed")
-	p.cmd.Process.Signal(syscall.SIGHUP)
+	p.forget("worker", "waiting", "killed")
+	p.master.Signal(syscall.SIGHUP) // while it takes over, the first process would still send it to the old one
 	for range workers {
 		p.wait("worker")
 	}

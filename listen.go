@@ -586,8 +586,9 @@ func (l *listener) closed() {
 
 // stop makes Accept fail, but only after it has returned what the kernel has
 // queued, if it can so within the time given by sweep: that is for a listener
-// that nobody serves afterwards. Connections have so much time to be handed
-// over. It doesn't wait.
+// that nobody serves afterwards. Of so much time connections have three
+// quarters to be handed over; those that can't be need the rest to end. It
+// doesn't wait.
 func (l *listener) stop(sweep, timeout time.Duration) {
 	l.haltOnce.Do(func() {
 		l.sweep, l.final = time.Now().Add(sweep), sweep > 0
@@ -598,7 +599,7 @@ func (l *listener) stop(sweep, timeout time.Duration) {
 			inner.SetDeadline(time.Unix(1, 0))
 		}
 		if l.socket.queue != nil {
-			l.socket.queue.stop(timeout)
+			l.socket.queue.stop(timeout - timeout/4)
 		}
 	})
 }

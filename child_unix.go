@@ -299,9 +299,9 @@ func (c *child) message(name string, data json.RawMessage) error {
 // work is ListenAndServe in a worker.
 func (m *Master) work(pairs []pair) error {
 	sv := m.newService(pairs)
-	sv.ready = m.nowReady
+	sv.ready = func() { m.nowReady(sv) }
 	sv.waiting = func(conns int) {
-		self.link.sendValue(frameBeat, &counts{int64(conns), shared.conns.total.Load(), true})
+		self.link.sendValue(frameBeat, &counts{int64(conns), sv.conns.total.Load(), true})
 	}
 	m.settle()
 	go m.obey(sv)
@@ -319,7 +319,7 @@ func (m *Master) work(pairs []pair) error {
 func (m *Master) workAbstract() error {
 	sv := m.newService(nil)
 	m.settle()
-	sv.ready = m.nowReady
+	sv.ready = func() { m.nowReady(sv) }
 	go m.obey(sv)
 	go sv.run()
 	return nil
@@ -333,16 +333,16 @@ func (m *Master) settle() {
 }
 
 // nowReady tells the master, and gives signs of life from now on.
-func (m *Master) nowReady() {
+func (m *Master) nowReady(sv *service) {
 	self.ready.Store(true)
 	self.link.sendValue(frameReady, nil)
 	if m.heartbeat() > 0 {
-		go m.beat()
+		go m.beat(sv)
 	}
 }
 
 // beat gives a sign of life three times per Heartbeat.
-func (m *Master) beat() {
+func (m *Master) beat(sv *service) {
 	t := time.NewTicker(m.heartbeat() / 3)
 	defer t.Stop()
 	for range t.C {
@@ -356,7 +356,7 @@ func (m *Master) beat() {
 				continue
 			}
 		}
-		err := self.link.sendValue(frameBeat, &counts{Open: shared.conns.open.Load(), Total: shared.conns.total.Load()})
+		err := self.link.sendValue(frameBeat, &counts{Open: sv.conns.open.Load(), Total: sv.conns.total.Load()})
 		if err != nil {
 			return
 		}

@@ -586,13 +586,6 @@ func (p *proc) quit(files ...string) {
 	p.end(0, files...)
 }
 
-// stop shuts the cluster down hard and checks its end.
-func (p *proc) stop(files ...string) {
-	p.t.Helper()
-	p.signal(syscall.SIGTERM)
-	p.end(0, files...)
-}
-
 // addr returns network and address of the first listener, or the nth.
 func (p *proc) addr(n ...int) (network, address string) {
 	p.t.Helper()

@@ -571,9 +571,7 @@ var _ = helper("neverready", func() {
 		case "panic":
 			panic("no luck")
 		case "hang":
-			select {
-			case <-time.After(time.Hour):
-			}
+			time.Sleep(time.Hour)
 		}
 	}
 	finish(m.ListenAndServe(listen(0)))

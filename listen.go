@@ -213,7 +213,7 @@ func isPacket(network string) bool {
 // A socketSet is all the sockets of a process that its cluster shares, in
 // the order they were made in the first master.
 type socketSet struct {
-	conns counter         // of the connections accepted from any of them
+	conns counter         // of the connections accepted outside of a service
 	gate  <-chan struct{} // accept only when it is closed; nil: at once
 
 	mu   sync.Mutex

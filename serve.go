@@ -34,6 +34,7 @@ const orphanSweep = time.Second
 type service struct {
 	m     *Master
 	pairs []pair
+	conns counter // of the connections that are served
 
 	ready   func()          // called when all servers could accept
 	waiting func(conns int) // called while draining waits for connections; nil: nobody cares
@@ -55,6 +56,9 @@ func (m *Master) newService(pairs []pair) *service {
 		hard:    make(chan struct{}),
 		over:    make(chan struct{}),
 		ended:   make(chan struct{}),
+	}
+	for _, p := range pairs {
+		p.ours.conns = &sv.conns
 	}
 	m.mu.Lock()
 	m.local = sv
@@ -186,7 +190,7 @@ func (sv *service) drain(o drainOrder) {
 // empty waits until nothing accepts and no connection is open, or ctx ends.
 func (sv *service) empty(ctx context.Context, report func(int)) {
 	if sv.accepted(ctx) {
-		shared.conns.empty(ctx.Done(), report)
+		sv.conns.empty(ctx.Done(), report)
 	}
 }
 

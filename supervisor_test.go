@@ -299,7 +299,7 @@ func (p *fake) message(name string, data json.RawMessage) error {
 func (p *fake) abort() {
 	p.b.did("abort %s", p.name)
 	go func() {
-		time.Sleep(100) // it has more to tell
+		time.Sleep(100 * time.Nanosecond) // it has more to tell
 		p.die(exited, &Exception{Message: "SIGABRT"})
 	}()
 }

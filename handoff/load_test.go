@@ -222,7 +222,10 @@ func TestLoadConnectionPerRequest(t *testing.T) {
 
 // Thousands of idle connections answer from the new generation.
 func TestIdleConnectionsMove(t *testing.T) {
-	const idle = 5000
+	idle := 5000
+	if race {
+		idle = 1000
+	}
 	p := start(t, "handoff")
 	list := make([]*client, idle)
 	for i := range list {

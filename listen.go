@@ -512,9 +512,10 @@ func (l *listener) Accept() (net.Conn, error) {
 func (l *listener) hand(c net.Conn, inner deadlineListener) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.handed = append(l.handed, c)
-	l.any.Store(true)
-	inner.SetDeadline(time.Unix(1, 0))
+	if l.handed = append(l.handed, c); len(l.handed) == 1 {
+		l.any.Store(true)
+		inner.SetDeadline(time.Unix(1, 0))
+	}
 }
 
 // takeHanded returns a connection that hand was given, or nil.

@@ -49,6 +49,9 @@ func (p *program) narrow() {
 func setFiles(n int) {
 	var limit unix.Rlimit
 	unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	limit.Cur = uint64(n)
+	set(&limit.Cur, n)
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 }
+
+// set is for a field that is signed on some systems.
+func set[T int64 | uint64](field *T, n int) { *field = T(n) }

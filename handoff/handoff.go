@@ -92,15 +92,17 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 	if ours {
 		c.setState(state)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch state {
 	case http.StateNew:
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.open++
 		if ours {
 			s.conns[c] = struct{}{}
 		}
 	case http.StateHijacked, http.StateClosed:
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.open--
 		delete(s.conns, c)
 		s.changed.Broadcast()
@@ -267,8 +269,13 @@ func (c *conn) wake() {
 func (c *conn) Read(b []byte) (int, error) {
 	for {
 		c.mu.Lock()
-		between := c.phase == fresh || c.phase == idle && len(b) == bufferSize
-		if between && c.s.draining.Load() {
+		if c.phase != fresh && (c.phase != idle || len(b) != bufferSize) {
+			c.mu.Unlock()
+			n, err := c.socket.Read(b)
+			c.checkPreface(b[:n])
+			return n, err
+		}
+		if c.s.draining.Load() {
 			used := c.phase == idle || !c.came.IsZero()
 			c.mu.Unlock()
 			if cluster.Handoff(c.socket, nil) == nil {
@@ -280,7 +287,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			}
 			c.mu.Lock()
 		}
-		c.waiting = between
+		c.waiting = true
 		c.mu.Unlock()
 
 		n, err := c.socket.Read(b)

@@ -19,11 +19,15 @@ import (
 // A recorder notes what net/http does with its connections.
 type recorder struct {
 	net.Listener
-	reads chan int // the size of each Read, when it begins
+	reads chan read // each Read, when it begins
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards the following
 	events []string
+	got    int // bytes
 }
+
+// A read is one for size bytes, when so many have been read before it.
+type read struct{ size, before int }
 
 func (r *recorder) note(format string, args ...any) {
 	r.mu.Lock()
@@ -59,11 +63,18 @@ type recorded struct {
 
 func (c *recorded) Read(b []byte) (int, error) {
 	c.r.note("read %d", len(b))
+	c.r.mu.Lock()
+	before := c.r.got
+	c.r.mu.Unlock()
 	select {
-	case c.r.reads <- len(b):
+	case c.r.reads <- read{len(b), before}:
 	default: // nobody wants to know
 	}
-	return c.TCPConn.Read(b)
+	n, err := c.TCPConn.Read(b)
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.r.got += n
+	return n, err
 }
 
 func (c *recorded) SetReadDeadline(t time.Time) error {
@@ -78,7 +89,7 @@ func record(t *testing.T, hs *http.Server, s cluster.Server) (*recorder, net.Con
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recorder{Listener: l, reads: make(chan int, 1000)}
+	r := &recorder{Listener: l, reads: make(chan read, 1000)}
 	hs.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {})
 	hs.ConnState = func(_ net.Conn, state http.ConnState) { r.note("%v", state) }
 	done := make(chan struct{})
@@ -99,15 +110,15 @@ func record(t *testing.T, hs *http.Server, s cluster.Server) (*recorder, net.Con
 	return r, c
 }
 
-// nextRead waits for a Read of more than the one byte that is read in the
-// background of handlers.
-func (r *recorder) nextRead(t *testing.T) int {
+// nextRead waits for a Read after so many bytes, of more than the one that is
+// read in the background of handlers, and returns its size.
+func (r *recorder) nextRead(t *testing.T, after int) int {
 	t.Helper()
 	for {
 		select {
-		case n := <-r.reads:
-			if n > 1 {
-				return n
+		case read := <-r.reads:
+			if read.size > 1 && read.before == after {
+				return read.size
 			}
 		case <-time.After(20 * time.Second):
 			t.Fatalf("no Read within 20 s; %s", r.sinceIdle())
@@ -166,14 +177,16 @@ var servers = map[string]func() *http.Server{
 func play(t *testing.T, r *recorder, c net.Conn, check func(step, read int)) {
 	t.Helper()
 	br := bufio.NewReader(c)
+	sent := 0
 	for i, step := range steps {
 		io.WriteString(c, step.send)
+		sent += len(step.send)
 		for range step.replies {
 			if _, err := http.ReadResponse(br, nil); err != nil {
 				t.Fatalf("step %d, %q: %v", i, step.send, err)
 			}
 		}
-		check(i, r.nextRead(t))
+		check(i, r.nextRead(t, sent))
 	}
 }
 
@@ -230,8 +243,8 @@ func TestWake(t *testing.T) {
 	s := Server(hs).(*server)
 	r, c := record(t, hs, s)
 	br := bufio.NewReader(c)
+	r.nextRead(t, 0)
 	for range 1000 {
-		r.nextRead(t)
 		s.mu.Lock()
 		conns := slices.Collect(maps.Keys(s.conns))
 		s.mu.Unlock()

@@ -141,13 +141,13 @@ func (l *listener) startReceiving(inner deadlineListener) {
 		for {
 			select {
 			case <-l.halt:
-				if time.Now().After(l.sweep) || !pending(r) {
+				if l.over() || !pending(r) {
 					return
 				}
 				r.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 			default:
 			}
-			c, unread, err := receive(r, b)
+			c, unread, err := receive(r, b, l.over)
 			switch {
 			case c != nil:
 				l.hand(l.count(c, unread, true), inner)
@@ -160,10 +160,23 @@ func (l *listener) startReceiving(inner deadlineListener) {
 	}()
 }
 
+// over reports whether connections from the queue are for others now.
+func (l *listener) over() bool {
+	select {
+	case <-l.halt:
+		return !time.Now().Before(l.sweep)
+	default:
+		return false
+	}
+}
+
 // receive waits for a connection and takes it from the queue. The error is
 // EMFILE if this process has no descriptor to spare: one that arrives where
-// there is no room is closed by the kernel, so that we don't look then. b is for what comes with it.
-func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
+// there is no room is closed by the kernel, so that we don't look then. b is
+// for what comes with it. Nothing is taken once over reports true, which r's
+// deadline alone would not ensure: one that passes just before something
+// arrives is forgotten.
+func receive(r *net.UnixConn, b []byte, over func() bool) (c net.Conn, unread []byte, err error) {
 	rc, err := r.SyscallConn()
 	if err != nil {
 		return nil, nil, err
@@ -172,6 +185,10 @@ func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
 	var n, oobn, flags int
 	var fds []int
 	rerr := rc.Read(func(fd uintptr) bool {
+		if over() {
+			err = os.ErrDeadlineExceeded
+			return true
+		}
 		if !headroom(int(fd)) {
 			err = syscall.EMFILE
 			return true

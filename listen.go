@@ -504,7 +504,11 @@ func (l *listener) Accept() (net.Conn, error) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, err
 		}
-		inner.SetDeadline(time.Time{}) // somebody else has taken what it was woken for
+		l.mu.Lock()
+		if len(l.handed) == 0 { // another Accept has taken what it was woken for
+			inner.SetDeadline(time.Time{})
+		}
+		l.mu.Unlock()
 	}
 }
 

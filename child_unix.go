@@ -78,6 +78,10 @@ type child struct {
 	gone     chan struct{}  // closed when the master is gone
 }
 
+// lastChance is the time that a new master has to end by itself when its
+// predecessor is gone too early.
+const lastChance = 10 * time.Second
+
 // self is what this process is.
 var self child
 
@@ -239,6 +243,13 @@ func (c *child) read(got chan struct{}) {
 		os.Exit(1) // it serves nobody
 	}
 	close(c.gone)
+	if c.heir {
+		select {
+		case <-c.served:
+		case <-time.After(lastChance):
+			os.Exit(1) // it is stuck in somebody's code
+		}
+	}
 	if c.worker {
 		time.Sleep(c.settings.Timeout)
 		log.Printf("cluster: worker %d: the master is gone (%v), and %v were not enough to finish", c.id, err, c.settings.Timeout)

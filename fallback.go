@@ -42,7 +42,7 @@ func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
 
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
-func (m *Master) watchSignals() (stop func()) {
+func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 	table := map[os.Signal]Action{os.Interrupt: ActionDestroy, syscall.SIGTERM: ActionDestroy}
 	var list []os.Signal
 	for sig, action := range m.Signals {

@@ -556,7 +556,7 @@ func socketPath(dir, name string, pid int) string {
 
 // takeOver moves the socket to the path that the old master had.
 func (s *masterSocket) takeOver() {
-	if s != nil && s.want != "" && os.Rename(s.path, s.want) == nil {
+	if s != nil && s.want != "" && syscall.Rename(s.path, s.want) == nil {
 		s.path, s.file.path, s.want = s.want, s.want, ""
 	}
 }

@@ -126,7 +126,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			f.socket.close()
 		}
 	}()
-	m.stopSignals = m.watchSignals() // before anything announces that we are there
+	m.stopSignals = m.watchSignals(s.begun) // before anything announces that we are there
 	defer func() {
 		if err != nil {
 			m.stopSignals()
@@ -145,15 +145,14 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 				return nil, fmt.Errorf("cluster: handoff queue: %w", err)
 			}
 		}
-		if m.Backlog > 0 && !isPacket(sock.network) {
-			sock.control(func(fd int) { err = setBacklog(fd, m.Backlog) })
-			if err != nil {
-				return nil, fmt.Errorf("cluster: Backlog %d for %v: %w", m.Backlog, sock, err)
-			}
-		}
 	}
 	dropped := shared.dropped()
 	f.sockets = slices.DeleteFunc(shared.sockets(), func(s *socket) bool { return slices.Contains(dropped, s) })
+	if !self.heir { // else the sockets are still another master's
+		if err := f.setBacklogs(); err != nil {
+			return nil, err
+		}
+	}
 	setTitle(cmp.Or(m.Title, "cluster"))
 	s.launch = f.launch
 	s.quiesce = func() {
@@ -172,6 +171,28 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		shared.close(true) // what belongs to a new master it keeps
 		active.Store(false)
 	}, nil
+}
+
+// setBacklogs makes the listeners' backlogs what the settings say.
+func (f *forker) setBacklogs() error {
+	n := f.m.Backlog
+	if n == 0 {
+		if !self.heir {
+			return nil
+		}
+		n = 1<<16 - 1 // the old master's may have been less; the kernel knows its maximum
+	}
+	for _, sock := range f.sockets {
+		if isPacket(sock.network) {
+			continue
+		}
+		var err error
+		sock.control(func(fd int) { err = setBacklog(fd, n) })
+		if err != nil {
+			return fmt.Errorf("cluster: Backlog %d for %v: %w", n, sock, err)
+		}
+	}
+	return nil
 }
 
 // prepare decides what is the same for all workers.
@@ -360,12 +381,12 @@ func (f *forker) start(prog program, set settings) (*childProcess, error) {
 
 // fork starts the program.
 func (prog *program) fork(link int, crash *os.File) (pid int, err error) {
-	files, release, err := rawFiles(append(prog.files, crash)...)
+	fds, release, err := rawFiles(append(prog.files, crash)...)
 	if err != nil {
 		return 0, err
 	}
 	defer release()
-	files = slices.Insert(files, 3, uintptr(link))
+	files := []uintptr{fds[0], fds[1], fds[2], uintptr(link), fds[3]}
 	for _, fd := range prog.extra {
 		files = append(files, uintptr(fd))
 	}
@@ -538,5 +559,21 @@ func (c *crashReader) exception() error {
 	if i := strings.Index(message, "\ngoroutine "); i >= 0 {
 		message = message[:i]
 	}
-	return &Exception{Message: strings.TrimSpace(message), Stack: c.kept}
+	if message = strings.TrimSpace(message); message == "" {
+		message = "fatal error" + inFunction(text)
+	}
+	return &Exception{Message: message, Stack: c.kept}
+}
+
+// inFunction names the function that has brought about a fatal error of the
+// runtime, whose text is only on standard error: golang.org/issue/76859.
+func inFunction(stack string) string {
+	for line := range strings.Lines(stack) {
+		switch i := strings.LastIndexByte(line, '('); {
+		case i < 0, line[0] == '\t', strings.HasPrefix(line, "runtime."), strings.HasPrefix(line, "internal/"), strings.HasPrefix(line, "goroutine "):
+		default:
+			return " in " + line[:i]
+		}
+	}
+	return ""
 }

@@ -16,7 +16,7 @@ const maxUnread = 64 << 10
 
 // Handoff gives c to a worker of the next generation, or to another one of
 // this: its listener's Accept returns c there, as if the client had just
-// connected. What is read from it begins with unread, which this process has
+// connected; HandedOver tells the difference. What is read from it begins with unread, which this process has
 // already read and not used, at most 64 KiB. c is what Accept of one of our
 // listeners has returned.
 //
@@ -52,6 +52,19 @@ func Handoff(c net.Conn, unread []byte) error {
 		return fmt.Errorf("cluster: Handoff: %w", err)
 	}
 	return c.Close()
+}
+
+// HandedOver reports whether c, which Accept of one of our listeners has
+// returned, has come by Handoff. It is not new to its client, who expects no
+// greeting, say.
+func HandedOver(c net.Conn) bool {
+	switch c := c.(type) {
+	case *tcpConn:
+		return c.handed
+	case *unixConn:
+		return c.handed
+	}
+	return false
 }
 
 // handoffQueue returns the queue that the listener's connections can go to

@@ -150,7 +150,7 @@ func (l *listener) startReceiving(inner deadlineListener) {
 			c, unread, err := receive(r, b)
 			switch {
 			case c != nil:
-				l.hand(l.count(c, unread), inner)
+				l.hand(l.count(c, unread, true), inner)
 			case errors.Is(err, net.ErrClosed):
 				return
 			case errors.Is(err, syscall.EMFILE):
@@ -172,7 +172,7 @@ func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
 	var n, oobn, flags int
 	var fds []int
 	rerr := rc.Read(func(fd uintptr) bool {
-		if !headroom() {
+		if !headroom(int(fd)) {
 			err = syscall.EMFILE
 			return true
 		}
@@ -203,7 +203,9 @@ func receive(r *net.UnixConn, b []byte) (c net.Conn, unread []byte, err error) {
 	}
 	switch c.(type) {
 	case *net.TCPConn, *net.UnixConn:
-		return c, slices.Clone(b[1:n]), nil
+		if c.RemoteAddr() != nil { // nobody expects a connection without
+			return c, slices.Clone(b[1:n]), nil
+		}
 	}
 	c.Close()
 	return nil, nil, errMalformed
@@ -227,17 +229,19 @@ func pending(c syscall.Conn) bool {
 	return n > 0
 }
 
-// headroom reports whether this process can still open some descriptors.
-func headroom() bool {
-	const spare = 16
-	var limit unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		return true
+// headroom reports whether this process can open some more descriptors. It
+// tries: the limit is for the number of a descriptor, and any may be free.
+func headroom(fd int) bool {
+	var spare [4]int
+	n := 0
+	for n < len(spare) {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			break
+		}
+		spare[n] = dup
+		n++
 	}
-	fd, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0) // the lowest that is free
-	if err != nil {
-		return false
-	}
-	unix.Close(fd)
-	return uint64(fd)+spare < uint64(limit.Cur)
+	closeAll(spare[:n])
+	return n == len(spare)
 }

@@ -491,7 +491,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		c, err := inner.Accept()
 		if err == nil {
-			return l.count(c, nil), nil
+			return l.count(c, nil, false), nil
 		}
 		if l.any.Load() {
 			continue // that is why it was woken
@@ -560,7 +560,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		c, err := acceptQueued(inner)
 		switch {
 		case err == nil:
-			return l.count(c, nil), nil
+			return l.count(c, nil, false), nil
 		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
 			return nil, l.error(err) // the server tries again
 		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
@@ -586,8 +586,9 @@ func (l *listener) closed() {
 
 // stop makes Accept fail, but only after it has returned what the kernel has
 // queued, if it can so within the time given by sweep: that is for a listener
-// that nobody serves afterwards. Connections have so much time to be handed
-// over. It doesn't wait.
+// that nobody serves afterwards. Of so much time connections have three
+// quarters to be handed over; those that can't be need the rest to end. It
+// doesn't wait.
 func (l *listener) stop(sweep, timeout time.Duration) {
 	l.haltOnce.Do(func() {
 		l.sweep, l.final = time.Now().Add(sweep), sweep > 0
@@ -598,7 +599,7 @@ func (l *listener) stop(sweep, timeout time.Duration) {
 			inner.SetDeadline(time.Unix(1, 0))
 		}
 		if l.socket.queue != nil {
-			l.socket.queue.stop(timeout)
+			l.socket.queue.stop(timeout - timeout/4)
 		}
 	})
 }
@@ -614,14 +615,14 @@ func (l *listener) Close() error {
 func (l *listener) Addr() net.Addr { return l.socket.addr }
 
 // count returns c with a counter around it. What it returns when it is read
-// begins with unread.
-func (l *listener) count(c net.Conn, unread []byte) net.Conn {
+// begins with unread; handed is whether it was handed over.
+func (l *listener) count(c net.Conn, unread []byte, handed bool) net.Conn {
 	l.conns.add()
 	switch c := c.(type) {
 	case *net.TCPConn:
-		return &tcpConn{TCPConn: c, accepted: accepted{l: l, unread: unread}}
+		return &tcpConn{TCPConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	case *net.UnixConn:
-		return &unixConn{UnixConn: c, accepted: accepted{l: l, unread: unread}}
+		return &unixConn{UnixConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	}
 	panic("cluster: accepted a " + c.RemoteAddr().Network() + " connection")
 }
@@ -642,6 +643,7 @@ type unixConn struct {
 type accepted struct {
 	l      *listener
 	unread []byte // has come with it from the process that had it before
+	handed bool   // so it has come, even if there was nothing
 	gone   atomic.Bool
 }
 

@@ -827,7 +827,7 @@ func TestAcceptAllocatesLittle(t *testing.T) {
 	}
 	defer c.Close()
 	var sink net.Conn
-	if n := testing.AllocsPerRun(100, func() { sink = l.count(c, nil) }); n > 1 {
+	if n := testing.AllocsPerRun(100, func() { sink = l.count(c, nil, false) }); n > 1 {
 		t.Errorf("%v allocations beside those of net", n)
 	}
 	sink.(*tcpConn).done()

@@ -404,6 +404,7 @@ func (m *Master) start() error {
 		restartTimeout: m.restartTimeout(),
 		heartbeat:      m.heartbeat(),
 		events:         make(chan event),
+		begun:          make(chan struct{}),
 		ended:          make(chan struct{}),
 		ready:          make(chan struct{}),
 		closing:        make(chan struct{}),
@@ -411,18 +412,15 @@ func (m *Master) start() error {
 	if s.size == 0 {
 		s.size = defaultWorkers()
 	}
-	stop, err := m.fork(s)
-	if err != nil {
+	var err error
+	if s.cleanup, err = m.fork(s); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	m.sup = s
 	m.mu.Unlock()
-	go func() {
-		err := s.run()
-		stop()
-		m.finish(m.leave(s, err))
-	}()
+	close(s.begun)
+	go func() { m.finish(m.leave(s, s.run())) }()
 	return nil
 }
 

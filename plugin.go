@@ -103,7 +103,7 @@ type Hooks struct {
 // An Exception is the panic or the fatal error of the runtime that a worker
 // has died of.
 type Exception struct {
-	Message string // first line or lines, as "panic: assignment to entry in nil map"
+	Message string // first line or lines, as "panic: assignment to entry in nil map"; "fatal error in" a function
 	Stack   []byte // all that the runtime has printed, the first 64 KiB of it
 }
 

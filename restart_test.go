@@ -1284,9 +1284,9 @@ func TestStandInKilledOutrightClosesTheCluster(t *testing.T) {
 			f.upgrade("v2")
 		}
 		held = append(held, f.hold())
-		master := f.heir()
+		heir := f.heir()
 		f.signal(syscall.SIGKILL)
-		f.waitFor("the end of the new master", func(e event) bool { return e.Name == "closing" && e.Pid == master })
+		f.waitFor("closing", func(e event) bool { return e.Name == "closing" && e.Pid == heir })
 		for _, h := range held {
 			if got := h.finish(); got != strconv.Itoa(h.Pid) {
 				t.Errorf("a request in flight was answered by %s, want %d", got, h.Pid)

@@ -121,12 +121,18 @@ func (m *Master) restart(sig os.Signal) error {
 	case <-s.closing:
 		return ErrNotRunning
 	}
-	late := time.NewTimer(m.restartTimeout())
-	defer late.Stop()
-	values, err := m.fireRestarting(late.C, s.closing)
+	values := make(Values)
+	err := m.bounded("Restarting", s.closing, func(h *Hooks) error {
+		if h.Restarting != nil {
+			h.Restarting(values)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
+	late := time.NewTimer(m.restartTimeout())
+	defer late.Stop()
 	h, err := m.forker.startHeir(values)
 	if err != nil {
 		return fmt.Errorf("cluster: restart: %w", err)
@@ -166,34 +172,6 @@ func (m *Master) restart(sig os.Signal) error {
 		h.abandon(m)
 	}
 	return err
-}
-
-// fireRestarting collects what the hooks want the new master to know.
-func (m *Master) fireRestarting(late <-chan time.Time, closing <-chan struct{}) (Values, error) {
-	values := make(Values)
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if v := recover(); v != nil {
-				m.logf("cluster: a Restarting hook panicked: %v\n%s", v, debug.Stack())
-				done <- fmt.Errorf("cluster: a Restarting hook panicked: %v", v)
-			}
-		}()
-		for _, h := range m.hooks.all() {
-			if h.Restarting != nil {
-				h.Restarting(values)
-			}
-		}
-		done <- nil
-	}()
-	select {
-	case err := <-done:
-		return values, err
-	case <-late:
-		return nil, fmt.Errorf("cluster: the Restarting hooks took longer than %v", m.restartTimeout())
-	case <-closing:
-		return nil, ErrNotRunning
-	}
 }
 
 // An heir is the new master, as the old one sees it.
@@ -397,11 +375,11 @@ func (m *Master) leave(s *supervisor, err error) error {
 		}
 		return err
 	}
+	if h.life == nil {
+		return err // the end of this process ends the connection, which tells
+	}
 	h.link.sendValue(frameGone, nil)
 	h.link.close()
-	if h.life == nil {
-		return err
-	}
 	m.hooks.flush(m.timeout())
 	return h.standIn()
 }
@@ -507,6 +485,9 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	s.do(func() error {
 		f.hold.Store(false)
 		f.socket.takeOver()
+		if err := f.setBacklogs(); err != nil {
+			m.logf("%v", err)
+		}
 		for _, w := range s.workers {
 			w.proc.serve()
 		}

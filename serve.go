@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -121,6 +123,7 @@ wait:
 		case <-sv.hard:
 			break wait
 		case err := <-failures:
+			close(sv.m.doneChan())
 			sv.close()
 			return err
 		}
@@ -249,7 +252,7 @@ func (m *Master) startInline() error {
 // runInline runs sv in this process, with what a master does around it.
 func (m *Master) runInline(sv *service) {
 	if sv.err = m.fireStart(); sv.err == nil {
-		stop := m.watchSignals()
+		stop := m.watchSignals(nil)
 		sv.err = sv.run()
 		stop()
 		m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))
@@ -275,12 +278,42 @@ func (m *Master) fireListening() {
 
 // fireStart calls Hooks.Start.
 func (m *Master) fireStart() error {
-	for _, h := range m.hooks.all() {
-		if h.Start != nil {
-			if err := h.Start(); err != nil {
-				return err
+	return m.bounded("Start", nil, func(h *Hooks) error {
+		if h.Start == nil {
+			return nil
+		}
+		return h.Start()
+	})
+}
+
+// bounded calls f with all hooks, for those that somebody waits for: it
+// returns the first error, a panic being one, and waits for RestartTimeout
+// at most, and not when closing is closed.
+func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if v := recover(); v != nil {
+				m.logf("cluster: a %s hook panicked: %v\n%s", name, v, debug.Stack())
+				done <- fmt.Errorf("cluster: a %s hook panicked: %v", name, v)
+			}
+		}()
+		for _, h := range m.hooks.all() {
+			if err := f(h); err != nil {
+				done <- err
+				return
 			}
 		}
+		done <- nil
+	}()
+	late := time.NewTimer(m.restartTimeout())
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-closing:
+		return ErrNotRunning
+	case <-late.C:
+		return fmt.Errorf("cluster: the %s hooks took longer than %v", name, m.restartTimeout())
 	}
-	return nil
 }

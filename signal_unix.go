@@ -6,7 +6,6 @@ import (
 	"maps"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -26,18 +25,28 @@ var defaultSignals = map[os.Signal]Action{
 }
 
 // watchSignals does what signals call for, until the function it returns is
-// called.
-func (m *Master) watchSignals() (stop func()) {
+// called. Those that come before begun is closed wait for that, if it isn't
+// nil.
+func (m *Master) watchSignals(begun <-chan struct{}) (stop func()) {
 	table := maps.Clone(defaultSignals)
 	if signal.Ignored(syscall.SIGHUP) {
 		delete(table, syscall.SIGHUP) // nohup
 	}
 	maps.Copy(table, m.Signals)
 	c := make(chan os.Signal, 64)
-	signal.Notify(c, slices.Collect(maps.Keys(table))...)
+	for sig := range table {
+		signal.Notify(c, sig)
+	}
 	terminal := hasTerminal()
 	done := make(chan struct{})
 	go func() {
+		if begun != nil {
+			select {
+			case <-begun:
+			case <-done:
+				return
+			}
+		}
 		for {
 			select {
 			case sig := <-c:

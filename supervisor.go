@@ -91,6 +91,7 @@ type supervisor struct {
 	logf     func(format string, args ...any)
 	quiesce  func() // lets no new connection into the kernel's queues
 	settled  func() // all of the first workers are ready; called in a goroutine of its own
+	cleanup  func() // closes what workers were given
 	setState func(State)
 	state    State
 
@@ -101,6 +102,7 @@ type supervisor struct {
 	heartbeat      time.Duration // <= 0: off
 
 	events  chan event
+	begun   chan struct{} // closed when methods reach it: signals wait for that
 	ended   chan struct{} // closed when no worker is left and none will come
 	ready   chan struct{} // closed when the first workers are all ready
 	closing chan struct{} // closed when a shutdown begins
@@ -165,6 +167,7 @@ func (s *supervisor) run() error {
 			h.Close()
 		}
 	})
+	s.cleanup()
 	return s.err
 }
 
@@ -515,7 +518,9 @@ func (s *supervisor) grow(n int) {
 			id++
 		}
 		sl := &slot{id: id}
-		s.slots = slices.Insert(s.slots, id, sl)
+		s.slots = append(s.slots, nil)
+		copy(s.slots[id+1:], s.slots[id:])
+		s.slots[id] = sl
 		s.queue = append(s.queue, sl)
 	}
 	s.startMore()
@@ -723,7 +728,11 @@ func (s *supervisor) shutdown(state State) {
 // publish makes the table of workers known to Children.
 func (s *supervisor) publish() {
 	list := slices.Clone(s.workers)
-	slices.SortStableFunc(list, func(a, b *Worker) int { return a.ID - b.ID })
+	for i := range list { // the order is almost right
+		for ; i > 0 && list[i-1].ID > list[i].ID; i-- {
+			list[i-1], list[i] = list[i], list[i-1]
+		}
+	}
 	s.snapshot.Store(&list)
 }
 

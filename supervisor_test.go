@@ -49,6 +49,7 @@ func newLab(t *testing.T, workers int) *lab {
 		setState:       func(s State) { b.state.Store(int32(s)) },
 		quiesce:        func() { b.did("quiesce") },
 		settled:        func() {},
+		cleanup:        func() {},
 		closing:        make(chan struct{}),
 		size:           workers,
 		limit:          100,

@@ -19,10 +19,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,60 +42,54 @@ const grace = 5 * time.Second
 // connections over when the worker that it runs in drains. hs's Handler and
 // ConnState are wrapped when it begins to serve, and must be set by then;
 // hs must not be used by anything else.
+//
+// A connection that has been handed over is new to the hs of its new worker:
+// ConnContext is called and ConnState tells StateNew there, and StateClosed
+// here. Until its next request it is subject to IdleTimeout, as before.
 func Server(hs *http.Server) cluster.Server {
-	return &server{http: hs, conns: make(map[*conn]struct{})}
+	s := &server{http: hs, conns: make(map[*conn]struct{})}
+	s.changed.L = &s.mu
+	return s
 }
 
 type server struct {
-	http *http.Server
-	once sync.Once
+	http     *http.Server
+	once     sync.Once
+	draining atomic.Bool // hand over what is idle
+	last     atomic.Bool // nobody takes it: ask for no more requests
 
-	mu       sync.Mutex // guards the following
-	draining bool       // hand over what is idle
-	polite   bool       // ask for no more requests on what can't be
-	conns    map[*conn]struct{}
-	open     int           // connections that net/http serves, these and others
-	empty    chan struct{} // closed when open becomes 0; nil if nobody waits
+	mu      sync.Mutex // guards the following
+	changed sync.Cond
+	open    int                // connections that net/http serves
+	conns   map[*conn]struct{} // those of them that can be handed over
 }
 
 // Serve serves the connections of l, as http.Server.Serve does.
 func (s *server) Serve(l net.Listener) error {
 	s.once.Do(func() {
-		next := s.http.Handler
-		if next == nil {
-			next = http.DefaultServeMux
+		handler, connState := s.http.Handler, s.http.ConnState
+		if handler == nil {
+			handler = http.DefaultServeMux
 		}
 		s.http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if s.last(r) {
+			if s.last.Load() || s.draining.Load() && (r.TLS != nil || r.ProtoMajor != 1) {
 				w.Header().Set("Connection", "close") // HTTP/2 makes it a GOAWAY
 			}
-			next.ServeHTTP(w, r)
+			handler.ServeHTTP(w, r)
 		})
-		changed := s.http.ConnState
 		s.http.ConnState = func(c net.Conn, state http.ConnState) {
-			s.connState(c, state)
-			if changed != nil {
-				changed(c, state)
+			if connState != nil {
+				connState(c, state)
 			}
+			s.connState(c, state)
 		}
 	})
 	return s.http.Serve(&listener{l, s})
 }
 
-// last reports whether the connection of r should have no request after it.
-func (s *server) last(r *http.Request) bool {
-	if r.TLS == nil && r.ProtoMajor == 1 {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.polite
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.draining
-}
-
 func (s *server) connState(nc net.Conn, state http.ConnState) {
-	if c := unwrap(nc); c != nil {
+	c, ours := nc.(*conn)
+	if ours {
 		c.setState(state)
 	}
 	s.mu.Lock()
@@ -99,61 +97,45 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.open++
-	case http.StateHijacked, http.StateClosed:
-		if s.open--; s.open == 0 && s.empty != nil {
-			close(s.empty)
-			s.empty = nil
+		if ours {
+			s.conns[c] = struct{}{}
 		}
+	case http.StateHijacked, http.StateClosed:
+		s.open--
+		delete(s.conns, c)
+		s.changed.Broadcast()
 	}
 }
 
 // Shutdown hands over what is idle, waits for the rest to finish and to be
 // handed over, and shuts down what can't be.
 func (s *server) Shutdown(ctx context.Context) error {
+	s.draining.Store(true)
 	s.mu.Lock()
-	s.draining = true
-	var conns []*conn
-	for c := range s.conns {
-		conns = append(conns, c)
-	}
+	conns := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	for _, c := range conns {
 		c.wake()
 	}
-	graceful, cancel := context.WithTimeout(ctx, grace)
+
+	soon, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	s.wait(graceful)
-	if s.movable() {
-		s.wait(ctx) // busy ones follow when they are done
+	defer context.AfterFunc(soon, s.broadcast)()
+	defer context.AfterFunc(ctx, s.broadcast)()
+	s.mu.Lock()
+	for s.open > 0 && (soon.Err() == nil || len(s.conns) > 0 && !s.last.Load() && ctx.Err() == nil) {
+		s.changed.Wait()
 	}
+	s.mu.Unlock()
 	// Requests that were read and not begun would be lost here, if there were
 	// any after that time.
 	return s.http.Shutdown(ctx)
 }
 
-// movable reports whether connections are left that can be handed over.
-func (s *server) movable() bool {
+func (s *server) broadcast() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.conns) > 0 && !s.polite
-}
-
-// wait waits until no connection is left, or ctx ends.
-func (s *server) wait(ctx context.Context) {
-	s.mu.Lock()
-	if s.open == 0 {
-		s.mu.Unlock()
-		return
-	}
-	if s.empty == nil {
-		s.empty = make(chan struct{})
-	}
-	empty := s.empty
-	s.mu.Unlock()
-	select {
-	case <-empty:
-	case <-ctx.Done():
-	}
+	s.changed.Broadcast()
 }
 
 // Close closes all connections at once.
@@ -162,18 +144,30 @@ func (s *server) Close() error { return s.http.Close() }
 // stay is called when a connection could not be handed over: there is no
 // next generation. From here on it goes as it does for any server.
 func (s *server) stay() {
-	s.mu.Lock()
-	first := !s.polite
-	s.polite = true
-	s.mu.Unlock()
-	if first {
-		go s.http.SetKeepAlivesEnabled(false)
+	if !s.last.Swap(true) {
+		s.http.SetKeepAlivesEnabled(false)
+		s.broadcast()
 	}
+}
+
+// forget gives up handing c over: it is not HTTP/1.
+func (s *server) forget(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.changed.Broadcast()
 }
 
 type listener struct {
 	net.Listener
 	s *server
+}
+
+// A socket is a connection over TCP or a unix socket, and not TLS.
+type socket interface {
+	net.Conn
+	syscall.Conn
+	CloseWrite() error
 }
 
 // Accept wraps the connections that can be handed over.
@@ -182,192 +176,184 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := nc.(syscall.Conn); !ok {
-		return nc, nil // TLS
+	sock, ok := nc.(socket)
+	if !ok {
+		return nc, nil
 	}
-	if rf, ok := nc.(io.ReaderFrom); ok {
-		c := &tcpConn{conn{Conn: nc, s: l.s}, rf}
-		l.s.add(&c.conn)
-		return c, nil
+	c := &conn{socket: sock, s: l.s, preface: clientPreface}
+	if cluster.HandedOver(nc) {
+		c.came = time.Now()
+		idle := l.s.http.IdleTimeout
+		if idle == 0 {
+			idle = l.s.http.ReadTimeout
+		}
+		if idle > 0 {
+			nc.SetReadDeadline(c.came.Add(idle))
+		}
 	}
-	c := &conn{Conn: nc, s: l.s}
-	l.s.add(c)
 	return c, nil
-}
-
-func (s *server) add(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns[c] = struct{}{}
-	c.draining = s.draining
-}
-
-func (s *server) remove(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.conns, c)
-}
-
-func unwrap(nc net.Conn) *conn {
-	switch c := nc.(type) {
-	case *tcpConn:
-		return &c.conn
-	case *conn:
-		return c
-	}
-	return nil
 }
 
 // bufferSize is that of net/http's reader: a Read for so much means that it
 // has nothing buffered.
 const bufferSize = 4096
 
+// clientPreface is how a client begins that speaks HTTP/2 in clear text.
+const clientPreface = "PRI * HTTP/2.0"
+
+// A phase is what net/http waits for when it reads.
+type phase int
+
+const (
+	fresh  phase = iota // the first byte ever
+	busy                // more of a request, the client's leaving, or whatever
+	told                // nothing yet: it has told that the connection is idle
+	idle                // the next request
+	beyond              // what we don't understand: HTTP/2
+)
+
 // A conn is a connection that can be handed over when it is between two
 // requests, or before the first: when net/http waits for a request and has
-// none of its bytes. That is so if it reads for its whole buffer, and
+// none of its bytes. That is so if it
 //
 //   - has never been given a byte, or
-//   - has told that the connection is idle, and set a deadline once since:
-//     it does so again when the first bytes of a request have come.
+//   - reads for its whole buffer, after it has told that the connection is
+//     idle, and set a deadline once since: it does so again when the first
+//     bytes of a request have come.
 //
 // Its other reads are for what is missing of a request or, a single byte in
 // the background of a handler, for the client's leaving.
 type conn struct {
-	net.Conn
+	socket
 	s *server
 
-	mu        sync.Mutex // guards the following
-	state     http.ConnState
-	used      bool // a byte has been read
-	deadlines int  // how often net/http has set a read deadline since it was idle
-	deadline  time.Time
-	waiting   bool // in a Read between two requests
-	draining  bool // hand it over
-	woken     bool // the deadline that is set now is ours
-	fixed     bool // it speaks something else, or somebody else has it
+	mu       sync.Mutex // guards the following
+	phase    phase
+	waiting  bool          // in a Read that can be interrupted
+	woken    bool          // it has been
+	deadline time.Time     // net/http's, which is not set while woken, or
+	came     time.Time     // while it is fresh here but was handed over then
+	late     time.Duration // from then to its first byte: deadlines of that request are so much later
+
+	preface string // what is missing of HTTP/2's, as long as all bytes are part of it; the reader's
 }
 
+// setState follows what net/http tells of the connection.
 func (c *conn) setState(state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.state = state
-	c.deadlines = 0
-	if state == http.StateHijacked {
-		c.fixed = true
-		c.s.remove(c)
+	switch {
+	case c.phase == beyond || state == http.StateNew:
+	case state == http.StateIdle:
+		c.phase, c.late = told, 0
+	default:
+		c.phase = busy
 	}
 }
 
-// between reports whether a Read for n bytes waits for a new request. c.mu
-// is held.
-func (c *conn) between(n int) bool {
-	if n != bufferSize || c.fixed {
-		return false
-	}
-	return !c.used || c.state == http.StateIdle && c.deadlines == 1
-}
-
-// wake has the connection handed over as soon as it is between two requests.
+// wake ends a Read that waits for a request, to have the connection handed
+// over.
 func (c *conn) wake() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.draining = true
 	if c.waiting {
 		c.woken = true
-		c.Conn.SetReadDeadline(time.Unix(1, 0))
+		c.socket.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-// errMoved ends a Read of a connection that has been handed over. net/http
-// takes it as it takes the end of any idle connection.
-var errMoved = errors.New("handoff: connection handed over")
-
+// Read reads from the connection. When that has been handed over, or should
+// have been, Read returns io.EOF, by which net/http closes an idle one.
 func (c *conn) Read(b []byte) (int, error) {
-	c.mu.Lock()
-	for c.between(len(b)) {
-		if c.draining {
-			if cluster.Handoff(c.Conn, nil) == nil {
-				c.mu.Unlock()
-				return 0, errMoved
+	for {
+		c.mu.Lock()
+		between := c.phase == fresh || c.phase == idle && len(b) == bufferSize
+		if between && c.s.draining.Load() {
+			used := c.phase == idle || !c.came.IsZero()
+			c.mu.Unlock()
+			if cluster.Handoff(c.socket, nil) == nil {
+				return 0, io.EOF
 			}
-			c.fixed = true
 			c.s.stay()
-			break
+			if used {
+				return 0, io.EOF
+			}
+			c.mu.Lock()
 		}
-		c.waiting = true
+		c.waiting = between
 		c.mu.Unlock()
-		n, err := c.Conn.Read(b)
+
+		n, err := c.socket.Read(b)
+
 		c.mu.Lock()
-		c.waiting = false
-		if c.woken {
-			c.woken = false
-			c.Conn.SetReadDeadline(c.deadline)
-			if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-				continue
+		reset := c.woken
+		again := c.woken && n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+		c.waiting, c.woken = false, false
+		if c.phase == fresh && n > 0 {
+			c.phase = busy
+			if !c.came.IsZero() {
+				c.late = time.Since(c.came)
+				c.deadline = later(c.deadline, c.late)
+				reset = true
 			}
 		}
-		c.got(b, n)
+		if reset {
+			c.socket.SetReadDeadline(c.deadline)
+		}
 		c.mu.Unlock()
-		return n, err
+		if !again {
+			c.checkPreface(b[:n])
+			return n, err
+		}
 	}
-	c.mu.Unlock()
-	n, err := c.Conn.Read(b)
-	if !c.used && n > 0 {
+}
+
+// checkPreface looks whether the client begins to speak HTTP/2 in clear text.
+func (c *conn) checkPreface(b []byte) {
+	if c.preface == "" || len(b) == 0 {
+		return
+	}
+	rest, ok := strings.CutPrefix(c.preface, string(b[:min(len(b), len(c.preface))]))
+	if !ok {
+		rest = ""
+	}
+	if c.preface = rest; ok && rest == "" {
 		c.mu.Lock()
-		c.got(b, n)
+		c.phase = beyond
 		c.mu.Unlock()
-	}
-	return n, err
-}
-
-// got notes what has been read. c.mu is held.
-func (c *conn) got(b []byte, n int) {
-	if n > 0 && !c.used {
-		c.used = true
-		c.fixed = c.fixed || b[0] == 'P' && n > 2 && string(b[:3]) == "PRI" // HTTP/2 in clear text
+		c.s.forget(c)
 	}
 }
 
-// SetReadDeadline and SetDeadline keep net/http's deadline in mind while
-// ours is set.
+// SetReadDeadline sets net/http's deadline, now or when ours is over.
 func (c *conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.deadlines++
-	c.deadline = t
-	if c.woken {
-		return nil // Read sets it
+	switch c.phase {
+	case told:
+		c.phase = idle
+	case idle:
+		c.phase = busy
 	}
-	return c.Conn.SetReadDeadline(t)
+	c.deadline = later(t, c.late)
+	if c.woken || c.phase == fresh && !c.came.IsZero() {
+		return nil // Read does
+	}
+	return c.socket.SetReadDeadline(c.deadline)
 }
 
+// later returns the deadline t put off by d.
+func later(t time.Time, d time.Duration) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.Add(d)
+}
+
+// SetDeadline sets both deadlines.
 func (c *conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
+	return errors.Join(c.SetReadDeadline(t), c.socket.SetWriteDeadline(t))
 }
 
-// Close closes the connection, if it has not been handed over.
-func (c *conn) Close() error {
-	c.s.remove(c)
-	return c.Conn.Close()
-}
-
-// CloseWrite shuts down the writing side.
-func (c *conn) CloseWrite() error {
-	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return cw.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// SyscallConn gives access to the socket.
-func (c *conn) SyscallConn() (syscall.RawConn, error) {
-	return c.Conn.(syscall.Conn).SyscallConn()
-}
-
-// A tcpConn can send files, too.
-type tcpConn struct {
-	conn
-	rf io.ReaderFrom
-}
-
-func (c *tcpConn) ReadFrom(r io.Reader) (int64, error) { return c.rf.ReadFrom(r) }
+// ReadFrom sends files as fast as the connection can.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.socket, r) }

@@ -1,3 +1,5 @@
+//go:build unix
+
 package handoff_test
 
 import (
@@ -8,163 +10,25 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
-
-	"github.com/gocluster/cluster"
-	"github.com/gocluster/cluster/handoff"
 )
 
+// By default the tests under load are short. The full load is
+//
+//	go test ./handoff -run Load -v -load.restarts 50 -load.every 400ms
 var (
-	restarts = flag.Int("load.restarts", 6, "restarts of each kind under load")
-	every    = flag.Duration("load.every", 400*time.Millisecond, "time between them")
+	restarts = flag.Int("load.restarts", 2, "restarts of each kind under load")
+	every    = flag.Duration("load.every", 200*time.Millisecond, "time between them")
 	clients  = flag.Int("load.clients", 64, "connections")
 )
-
-func TestMain(m *testing.M) {
-	if kind := os.Getenv("HANDOFF_TEST_SERVER"); kind != "" {
-		serve(kind)
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// serve is the program under load: a cluster that tells on standard output
-// what happens to it.
-func serve(kind string) {
-	hs := &http.Server{Handler: http.HandlerFunc(answer)}
-	var s cluster.Server = hs
-	if kind == "handoff" {
-		s = handoff.Server(hs)
-	}
-	m := &cluster.Master{
-		Addr:    os.Getenv("HANDOFF_TEST_ADDR"),
-		Server:  s,
-		Workers: 2,
-		Timeout: 20 * time.Second,
-	}
-	tell := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-	m.On(cluster.Hooks{
-		Listening:       func() { tell("listening %d", os.Getpid()) },
-		Restart:         func(cluster.Values) { tell("restarted %d", os.Getpid()) },
-		RestartFailed:   func(err error) { tell("failed %v", err) },
-		WorkerKilled:    func(w *cluster.Worker) { tell("killed %d %v", w.Pid, w.ProcessState) },
-		WorkerException: func(w *cluster.Worker, err error) { tell("exception %d %v", w.Pid, err) },
-		WorkerTimeout:   func(w *cluster.Worker, d time.Duration) { tell("timeout %d %v", w.Pid, d) },
-	})
-	if err := m.ListenAndServe(nil); err != nil {
-		log.Fatal(err)
-	}
-}
-
-// answer tells how much it has got, and from whom the answer is.
-func answer(w http.ResponseWriter, r *http.Request) {
-	n, err := io.Copy(io.Discard, r.Body)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	if d, err := time.ParseDuration(r.URL.Query().Get("sleep")); err == nil {
-		time.Sleep(d)
-	}
-	w.Header().Set("Pid", strconv.Itoa(os.Getpid()))
-	fmt.Fprintf(w, "%s %d", r.URL.Query().Get("id"), n)
-}
-
-// A program is a running cluster.
-type program struct {
-	t     testing.TB
-	cmd   *exec.Cmd
-	addr  string
-	lines chan string
-}
-
-func start(t testing.TB, kind, network string) *program {
-	t.Helper()
-	p := &program{t: t, lines: make(chan string, 1000)}
-	dir := t.TempDir()
-	addr := "127.0.0.1:0"
-	if network == "unix" {
-		p.addr = dir + "/app.sock"
-		addr = "unix:" + p.addr
-	} else {
-		l, err := net.Listen("tcp", addr) // a port that is free for the whole test
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.addr = l.Addr().String()
-		addr = p.addr
-		l.Close()
-	}
-	p.cmd = exec.Command(os.Args[0], "-test.run=^$")
-	p.cmd.Env = append(os.Environ(), "HANDOFF_TEST_SERVER="+kind, "HANDOFF_TEST_ADDR="+addr)
-	p.cmd.Dir = dir
-	p.cmd.Stderr = os.Stderr
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		for sc := bufio.NewScanner(out); sc.Scan(); {
-			p.lines <- sc.Text()
-		}
-		close(p.lines)
-	}()
-	t.Cleanup(p.stop)
-	p.wait("listening")
-	return p
-}
-
-// wait waits for a line that begins with word, and returns it.
-func (p *program) wait(word string) string {
-	p.t.Helper()
-	late := time.After(30 * time.Second)
-	for {
-		select {
-		case line, ok := <-p.lines:
-			if !ok {
-				p.t.Fatalf("the cluster ended while waiting for %q", word)
-			}
-			if strings.HasPrefix(line, "failed") || strings.HasPrefix(line, "exception") || strings.HasPrefix(line, "timeout") {
-				p.t.Errorf("the cluster says: %s", line)
-			}
-			if strings.HasPrefix(line, word) {
-				return line
-			}
-		case <-late:
-			p.t.Fatalf("no %q within 30 s", word)
-		}
-	}
-}
-
-// stop ends the cluster. Standard output ends when its last process has.
-func (p *program) stop() {
-	if p.cmd.ProcessState != nil {
-		return
-	}
-	p.cmd.Process.Signal(syscall.SIGQUIT)
-	late := time.AfterFunc(30*time.Second, func() { p.cmd.Process.Kill() })
-	defer late.Stop()
-	for range p.lines {
-	}
-	if err := p.cmd.Wait(); err != nil {
-		p.t.Errorf("the cluster ended with %v", err)
-	}
-}
 
 // A client sends requests over one connection and never tries anything
 // twice.
@@ -246,71 +110,101 @@ func chunked() []byte {
 
 var chunks = chunked()
 
-// mixed sends one of several kinds of requests.
-func (cl *client) mixed(headers string) error {
+// mixed sends one of several kinds of requests. It reports whether that is
+// one that is quickly answered.
+func (cl *client) mixed(headers string) (quick bool, err error) {
 	switch n := rand.IntN(100); {
 	case n < 50:
-		return cl.request(1, "GET", "", headers, nil, 0)
+		return true, cl.request(1, "GET", "", headers, nil, 0)
 	case n < 70:
-		return cl.request(1, "POST", "", headers+fmt.Sprintf("Content-Length: %d\r\n", len(body16K)), body16K, len(body16K))
+		return true, cl.request(1, "POST", "", headers+fmt.Sprintf("Content-Length: %d\r\n", len(body16K)), body16K, len(body16K))
 	case n < 85:
-		return cl.request(1, "POST", "", headers+"Transfer-Encoding: chunked\r\n", chunks, len(body16K))
+		return true, cl.request(1, "POST", "", headers+"Transfer-Encoding: chunked\r\n", chunks, len(body16K))
 	case n < 98 && headers == "":
-		return cl.request(2, "GET", "", headers, nil, 0)
+		return true, cl.request(2, "GET", "", headers, nil, 0)
 	default:
-		return cl.request(1, "GET", "&sleep=300ms", headers, nil, 0)
+		return false, cl.request(1, "GET", "&sleep=300ms", headers, nil, 0)
 	}
 }
 
 // load puts the cluster under load while f runs.
-func (p *program) load(network, headers string, f func()) (requests, closed int64) {
+func (p *program) load(headers string, f func()) *load {
 	p.t.Helper()
+	l := new(load)
 	var wg sync.WaitGroup
-	var total, closes atomic.Int64
 	ctx, cancel := context.WithCancel(context.Background())
 	for range *clients {
 		wg.Go(func() {
-			cl := &client{network: network, addr: p.addr, closed: &closes}
+			cl := p.client(&l.closed)
 			defer cl.close()
 			for ctx.Err() == nil {
-				if err := cl.mixed(headers); err != nil {
+				begun := time.Now()
+				quick, err := cl.mixed(headers)
+				if err != nil {
 					p.t.Errorf("request %d of a client failed: %v", cl.n, err)
 					cl.close()
 				}
-				total.Add(1)
+				if quick {
+					l.took(begun)
+				}
 			}
 		})
 	}
 	f()
 	cancel()
 	wg.Wait()
-	return total.Load(), closes.Load()
+	return l
+}
+
+// A load is what came of it.
+type load struct {
+	closed atomic.Int64 // connections that the server has closed
+
+	mu        sync.Mutex
+	all       int // requests
+	durations []time.Duration
+}
+
+func (l *load) took(begun time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all++
+	l.durations = append(l.durations, time.Since(begun))
+}
+
+// p99 returns the 99th percentile of the durations since it was last called.
+func (l *load) p99() time.Duration {
+	l.mu.Lock()
+	list := l.durations
+	l.durations = nil
+	l.mu.Unlock()
+	if len(list) == 0 {
+		return 0
+	}
+	slices.Sort(list)
+	return list[len(list)*99/100]
 }
 
 // restart restarts the cluster over and over: both kinds, in turn.
 func (p *program) restart() {
 	t := time.NewTicker(*every)
 	defer t.Stop()
-	for i := range 2 * *restarts {
+	for range *restarts {
 		<-t.C
-		if i%2 == 0 {
-			p.cmd.Process.Signal(syscall.SIGUSR2)
-			p.wait("listening")
-		} else {
-			p.cmd.Process.Signal(syscall.SIGHUP)
-			p.wait("killed")
-		}
+		p.upgrade()
+		<-t.C
+		p.roll(2)
 	}
 }
 
 func TestLoadKeepAlive(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
-			p := start(t, "handoff", network)
-			n, closed := p.load(network, "", p.restart)
-			t.Logf("%d requests, %d restarts of each kind, %d connections closed by the server", n, *restarts, closed)
-			if closed > 0 {
-				t.Errorf("%d connections were closed by the server", closed)
+			p := start(t, "handoff?network="+network)
+			l := p.load("", p.restart)
+			t.Logf("%d requests, %d restarts of each kind, %d connections closed by the server", l.all, *restarts, l.closed.Load())
+			if n := l.closed.Load(); n > 0 {
+				t.Errorf("%d connections were closed by the server", n)
 			}
 		})
 	}
@@ -319,9 +213,9 @@ func TestLoadKeepAlive(t *testing.T) {
 func TestLoadConnectionPerRequest(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
-			p := start(t, "plain", network)
-			n, _ := p.load(network, "Connection: close\r\n", p.restart)
-			t.Logf("%d requests, %d restarts of each kind", n, *restarts)
+			p := start(t, "plain?network="+network)
+			l := p.load("Connection: close\r\n", p.restart)
+			t.Logf("%d requests, %d restarts of each kind", l.all, *restarts)
 		})
 	}
 }
@@ -329,40 +223,58 @@ func TestLoadConnectionPerRequest(t *testing.T) {
 // Thousands of idle connections answer from the new generation.
 func TestIdleConnectionsMove(t *testing.T) {
 	const idle = 5000
-	p := start(t, "handoff", "tcp")
-	var closes atomic.Int64
+	p := start(t, "handoff")
 	list := make([]*client, idle)
-	old := make(map[string]bool)
 	for i := range list {
-		list[i] = &client{network: "tcp", addr: p.addr, closed: &closes}
+		list[i] = p.client(nil)
 		defer list[i].close()
-		pid, err := list[i].pid()
-		if err != nil {
-			t.Fatal(err)
-		}
-		old[pid] = true
 	}
-	p.cmd.Process.Signal(syscall.SIGUSR2)
-	p.wait("listening")
+	old := askAll(t, list)
+	p.upgrade()
 	begun := time.Now()
 	p.wait("restarted")
 	took := time.Since(begun)
 	t.Logf("old generation gone after %v", took)
-	if took > time.Second && !testing.Short() {
+	if took > time.Second && !race {
 		t.Errorf("the old generation took %v to go, with %d idle connections", took, idle)
 	}
-	var failed int
-	for _, cl := range list {
-		pid, err := cl.pid()
-		if err != nil || old[pid] {
-			if failed++; failed < 10 {
-				t.Errorf("answer from %q: %v", pid, err)
-			}
+	for pid := range askAll(t, list) {
+		if old[pid] {
+			t.Errorf("worker %s still answers", pid)
 		}
 	}
-	if failed > 0 {
-		t.Errorf("%d of %d connections failed", failed, idle)
+}
+
+// askAll has all clients send a request, and returns who has answered.
+func askAll(t *testing.T, list []*client) map[string]bool {
+	t.Helper()
+	pids := make(map[string]bool)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	const groups = 16
+	for i := range groups {
+		wg.Go(func() {
+			for j := i; j < len(list); j += groups {
+				pid, err := list[j].pid()
+				if err != nil {
+					t.Errorf("connection %d: %v", j, err)
+				}
+				mu.Lock()
+				pids[pid] = true
+				mu.Unlock()
+			}
+		})
 	}
+	wg.Wait()
+	return pids
+}
+
+// client returns a client that is not connected yet.
+func (p *program) client(closed *atomic.Int64) *client {
+	if closed == nil {
+		closed = new(atomic.Int64)
+	}
+	return &client{network: p.network, addr: p.addr, closed: closed}
 }
 
 // pid asks who answers.

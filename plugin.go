@@ -81,7 +81,8 @@ type Hooks struct {
 	Restarting func(v Values)
 
 	// Restart is called in the new master with those values when it is
-	// established and the old one is gone, with all its workers.
+	// established and the old one is gone, with all its workers; or, if it
+	// is restarted itself before that, ahead of its own Restarting.
 	Restart func(v Values)
 
 	// RestartFailed is called in the old master when the new one has not

@@ -899,7 +899,7 @@ func TestVersionThatStartsHalfAnswersNoRequest(t *testing.T) {
 	f := startFleet(t, "v1", "workers=2")
 	old := f.workers()[0]
 	load := f.load()
-	f.flip("v2,mode=half")
+	f.flip("v2,mode=half,workers=2")
 	answer := f.told(f.master, "restart")
 	f.wait("hangs", 1)
 	f.waitFor("its worker 0", func(e event) bool { return e.Name == "connected" && e.ID == 0 && e.Pid != old })
@@ -929,17 +929,21 @@ func (f *fleet) heir() (pid int) {
 	return pid
 }
 
+// A badVersion is what an upgrade fails with.
+type badVersion struct {
+	name    string
+	version string              // or
+	point   func(*fleet) string // returns what the program becomes
+	within  string
+	reason  string
+}
+
 // After an upgrade that fails everything is as it was, and requests have been
 // served meanwhile. Then one that is good succeeds.
 func TestFailedUpgradeChangesNothing(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		name    string
-		version string              // or
-		point   func(*fleet) string // returns what the program becomes
-		within  string
-		reason  string
-	}{
+	groups := make([][]badVersion, 4)
+	for i, test := range []badVersion{
 		{name: "a program that is missing", reason: "file does not exist",
 			point: func(f *fleet) string { return filepath.Join(f.bin, "missing") }},
 		{name: "a program that is not executable", reason: "permission denied",
@@ -971,61 +975,81 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 				}
 				return file
 			}},
-		{name: "exits at once", version: "v2,mode=exit", reason: "exit status 7"},
-		{name: "exits after taking the sockets", version: "v2,mode=take", reason: "exit status 8"},
-		{name: "hangs before it listens", version: "v2,mode=hang", within: "500ms", reason: "not ready after 500ms"},
-		{name: "hangs in NewServer", version: "v2,mode=serverhang", within: "1s", reason: "not ready after 1s"},
-		{name: "panics", version: "v2,mode=panic", reason: "panic: a version that panics"},
-		{name: "panics in a worker", version: "v2,mode=serverpanic", reason: "panic: a server that panics"},
-		{name: "fails in a worker", version: "v2,mode=serverfail", reason: "no database"},
-		{name: "refuses to become ready", version: "v2,mode=half", within: "1s", reason: "not ready after 1s"},
-		{name: "gives its workers too little time", version: "v2,mode=half,restart timeout=1s", reason: "not ready after 1s"},
-		{name: "has settings that are wrong", version: "v2,workers=-2", reason: "Workers is -2"},
-		{name: "can't bind", version: "v2,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},
+		{name: "exits at once", version: "bad,mode=exit", reason: "exit status 7"},
+		{name: "exits after taking the sockets", version: "bad,mode=take", reason: "exit status 8"},
+		{name: "hangs before it listens", version: "bad,mode=hang", within: "500ms", reason: "not ready after 500ms"},
+		{name: "hangs in NewServer", version: "bad,mode=serverhang", within: "1s", reason: "not ready after 1s"},
+		{name: "panics", version: "bad,mode=panic", reason: "panic: a version that panics"},
+		{name: "panics in a worker", version: "bad,mode=serverpanic", reason: "panic: a server that panics"},
+		{name: "fails in a worker", version: "bad,mode=serverfail", reason: "no database"},
+		{name: "refuses to become ready", version: "bad,mode=half,workers=2", within: "1s", reason: "not ready after 1s"},
+		{name: "gives its workers too little time", version: "bad,mode=half,workers=2,restart timeout=1s", reason: "not ready after 1s"},
+		{name: "has settings that are wrong", version: "bad,workers=-2", reason: "Workers is -2"},
+		{name: "can't bind", version: "bad,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		groups[i%len(groups)] = append(groups[i%len(groups)], test)
+	}
+	for i, group := range groups {
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
 			t.Parallel()
-			f := startFleet(t, "v1", "workers=2", "listen=tcp 127.0.0.1:0", "listen=unix a.sock")
-			load := f.load()
-			unixLoad := f.load(1)
-			load.more(5)
-			processes, files, open := f.alive(), f.files(), len(f.masterInfo(f.master).Files)
-
-			if test.version != "" {
-				f.flip(test.version)
-			} else {
-				f.point(test.point(f))
+			f := startFleet(t, "v0", "workers=1", "listen=tcp 127.0.0.1:0", "listen=unix a.sock")
+			for i, test := range group {
+				if !t.Run(test.name, func(t *testing.T) {
+					f.t = t
+					f.fails(test, i)
+				}) {
+					break
+				}
 			}
-			command, args := "restart", []any(nil)
-			if test.within != "" {
-				command, args = "restartwithin %s", []any{test.within}
-			}
-			if got := f.tell(f.master, command, args...); !strings.Contains(got, test.reason) {
-				t.Errorf("Restart: %q, want %q in it", got, test.reason)
-			}
-			if e := f.wait("restart failed"); !strings.Contains(e.Text, test.reason) || e.Pid != f.master {
-				t.Errorf("RestartFailed: %+v, want %q", e, test.reason)
-			}
-			load.more(5)
-			unixLoad.more(5)
-			load.only("v1")
-			unixLoad.only("v1")
-			f.settled(processes)
-			if got := f.files(); !slices.Equal(got, files) {
-				t.Errorf("files %v, before %v", got, files)
-			}
-			var now int
-			if !eventually(patience, func() bool { now = len(f.masterInfo(f.master).Files); return now <= open }) {
-				t.Errorf("%d open files in the master, before %d", now, open)
-			}
-
-			load = f.load()
-			f.upgrade("v3")
-			f.wantVersion("v3")
-			load.end()
+			f.t = t
 			f.quit()
 		})
 	}
+}
+
+// fails tries a bad upgrade from version n, and then a good one to the next.
+func (f *fleet) fails(bad badVersion, n int) {
+	version := "v" + strconv.Itoa(n)
+	load, unixLoad := f.load(), f.load(1)
+	load.more(5)
+	processes, files, open := f.processes(2+min(n, 1)), f.files(), len(f.masterInfo(f.master).Files)
+
+	if bad.version != "" {
+		f.flip(bad.version)
+	} else {
+		f.point(bad.point(f))
+	}
+	command, args := "restart", []any(nil)
+	if bad.within != "" {
+		command, args = "restartwithin %s", []any{bad.within}
+	}
+	if got := f.tell(f.master, command, args...); !strings.Contains(got, bad.reason) {
+		f.t.Errorf("Restart: %q, want %q in it", got, bad.reason)
+	}
+	if e := f.wait("restart failed"); !strings.Contains(e.Text, bad.reason) || e.Pid != f.master {
+		f.t.Errorf("RestartFailed: %+v, want %q", e, bad.reason)
+	}
+	load.more(5)
+	unixLoad.more(5)
+	load.only(version)
+	unixLoad.only(version)
+	f.settled(processes)
+	if got := f.files(); !slices.Equal(got, files) {
+		f.t.Errorf("files %v, before %v", got, files)
+	}
+	var now int
+	if !eventually(patience, func() bool { now = len(f.masterInfo(f.master).Files); return now <= open }) {
+		f.t.Errorf("%d open files in the master, before %d", now, open)
+	}
+
+	load = f.load()
+	old := f.master
+	f.flip("v" + strconv.Itoa(n+1))
+	f.mustTell(old, "restart")
+	e := f.waitFor("the next generation", func(e event) bool { return e.Name == "restart" })
+	f.master = e.Pid
+	f.wantVersion("v" + strconv.Itoa(n+1))
+	load.end()
 }
 
 func systemProgram(t testing.TB, name string) string {
@@ -1086,15 +1110,20 @@ func TestSlowDrainDelaysNoRestart(t *testing.T) {
 		f.master = f.wait("listening").Pid
 		f.awaitVersion("v" + strconv.Itoa(i+1))
 	}
-	if n := len(f.history("restart")); n != 0 {
-		t.Errorf("%d generations are gone, which have work to do", n)
+	for _, e := range f.history("restart") {
+		if e.Pid == f.master {
+			t.Error("Restart was called while the old generation has work to do")
+		}
 	}
 	for i, h := range slow {
 		if got := h.finish(); got != want[i] {
 			t.Errorf("the slow request was answered by %s, want %s", got, want[i])
 		}
 	}
-	f.waitFor("the end of all old generations", func(e event) bool { return e.Name == "restart" && e.Pid == f.master })
+	e := f.waitFor("the end of all old generations", func(e event) bool { return e.Name == "restart" && e.Pid == f.master })
+	if want := `{"generation":3,"plugin":"of v3"}`; e.Text != want {
+		t.Errorf("values %s, want %s", e.Text, want)
+	}
 	f.wantVersion("v4")
 	f.quit()
 }
@@ -1110,30 +1139,37 @@ func (f *fleet) awaitVersion(want string) {
 
 func TestShutdownDuringARestartEndsBothGenerations(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
-		for name, end := range map[string]func(*fleet){
-			"SIGQUIT": func(f *fleet) { f.signal(syscall.SIGQUIT) },
-			"SIGTERM": func(f *fleet) { f.signal(syscall.SIGTERM) },
-			"Close":   func(f *fleet) { f.told(f.master, "close") },
-			"Destroy": func(f *fleet) { f.told(f.master, "destroy") },
-		} {
-			t.Run(version+" "+name, func(t *testing.T) {
-				t.Parallel()
-				f := startFleet(t, "v1", "workers=1")
-				held := f.hold()
-				f.flip(version)
-				f.told(f.master, "restart")
-				f.wait("gate")
-				end(f)
-				f.wait("closing")
-				if name == "SIGQUIT" || name == "Close" {
-					if got := held.finish(); got != strconv.Itoa(held.Pid) {
-						t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
-					}
+	for _, test := range []struct {
+		where, name string
+		end         func(*fleet)
+		hard        bool
+	}{
+		{"before it listens", "SIGQUIT", func(f *fleet) { f.signal(syscall.SIGQUIT) }, false},
+		{"before it listens", "Destroy", func(f *fleet) { f.told(f.master, "destroy") }, true},
+		{"in NewServer", "SIGQUIT", func(f *fleet) { f.signal(syscall.SIGQUIT) }, false},
+		{"in NewServer", "SIGTERM", func(f *fleet) { f.signal(syscall.SIGTERM) }, true},
+		{"in NewServer", "Close", func(f *fleet) { f.told(f.master, "close") }, false},
+	} {
+		t.Run(test.where+" "+test.name, func(t *testing.T) {
+			t.Parallel()
+			f := startFleet(t, "v1", "workers=1")
+			held := f.hold()
+			if test.where == "in NewServer" {
+				f.flip("v2,mode=servergate")
+			} else {
+				f.flip("v2,mode=gate")
+			}
+			f.told(f.master, "restart")
+			f.wait("gate")
+			test.end(f)
+			f.wait("closing")
+			if !test.hard {
+				if got := held.finish(); got != strconv.Itoa(held.Pid) {
+					t.Errorf("a request in flight was answered by %s, want %d", got, held.Pid)
 				}
-				f.end(0)
-			})
-		}
+			}
+			f.end(0)
+		})
 	}
 }
 
@@ -1164,7 +1200,7 @@ func TestWorkersMayDieDuringARestart(t *testing.T) {
 func TestNewMasterMayBeKilledBeforeItTakesOver(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
-		f := startFleet(t, "v1", "workers=2")
+		f := startFleet(t, "v1", "workers=1")
 		processes, files := f.alive(), f.files()
 		load := f.load()
 		f.flip(version)
@@ -1443,21 +1479,20 @@ func TestSignalsToTheStandInReachTheMaster(t *testing.T) {
 
 func TestStandInEndsWithTheLastMastersOutcome(t *testing.T) {
 	t.Parallel()
-	for _, sig := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGINT} {
+	for _, end := range []func(*fleet){
+		func(f *fleet) { f.signal(syscall.SIGTERM) },
+		func(f *fleet) { kill(t, f.master, syscall.SIGQUIT) },
+		func(f *fleet) { f.told(f.master, "close") },
+	} {
 		f := startFleet(t, "v1", "workers=1")
 		f.upgrade("v2")
-		f.signal(sig)
+		end(f)
 		f.end(0)
 		last := f.history("returned")
 		if e := last[len(last)-1]; e.Pid != f.pid() {
 			t.Errorf("the last to return is %d, want %d", e.Pid, f.pid())
 		}
 	}
-	// To the last master itself it is all the same.
-	f := startFleet(t, "v1", "workers=1")
-	f.upgrade("v2")
-	kill(t, f.master, syscall.SIGQUIT)
-	f.end(0)
 }
 
 func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
@@ -1526,7 +1561,7 @@ func TestWorkersAreReplacedByTheirSuccessors(t *testing.T) {
 			load.more(5)
 			f.flip("v2") // which is not for workers
 			f.waitN(2, "connected")
-			for range 3 {
+			for range 2 {
 				before := f.workers()
 				held := f.hold()
 				ids := replace(f)

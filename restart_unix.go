@@ -33,6 +33,8 @@ type generation struct {
 	forker      *forker
 	stopSignals func()
 	established chan struct{} // closed when this is the master, and its workers serve
+	restarted   chan struct{} // closed when the Restart hooks have been called
+	tellRestart sync.Once
 
 	heir atomic.Pointer[heir] // of a master that has been replaced
 }
@@ -120,6 +122,11 @@ func (m *Master) restart(sig os.Signal) error {
 	case <-m.established:
 	case <-s.closing:
 		return ErrNotRunning
+	}
+	m.fireRestart() // what this master was told it may have to pass on, however long its predecessor drains
+	select {
+	case <-m.restarted:
+	case <-time.After(time.Second): // a hook is restarting us, or slow
 	}
 	values := make(Values)
 	err := m.bounded("Restarting", s.closing, func(h *Hooks) error {
@@ -464,6 +471,7 @@ func (m *Master) watchPredecessor(s *supervisor) {
 // takeOver makes a new master the master, when its workers are ready.
 func (m *Master) takeOver(s *supervisor, f *forker) {
 	if !self.heir {
+		close(m.restarted)
 		close(m.established)
 		return
 	}
@@ -511,10 +519,25 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	}
 	shared.drop()
 	self.link.close()
-	m.hooks.fire(func(h *Hooks) {
-		if h.Restart != nil {
-			h.Restart(self.settings.Values)
-		}
+	m.fireRestart()
+}
+
+// fireRestart calls the Restart hooks of a new master, once.
+func (m *Master) fireRestart() {
+	if !self.heir {
+		return
+	}
+	m.tellRestart.Do(func() {
+		m.hooks.fire(func(h *Hooks) {
+			if h.Restart != nil {
+				h.Restart(self.settings.Values)
+			}
+		})
+		m.hooks.fire(func(*Hooks) {
+			if !isClosedChan(m.restarted) {
+				close(m.restarted)
+			}
+		})
 	})
 }
 

@@ -26,7 +26,10 @@ func TestInterruptFromATerminalEndsEverythingOnce(t *testing.T) {
 			{"ctrl-backslash", func(f *fleet, tty *os.File) { tty.WriteString("\x1c") }, syscall.SIGQUIT.String()},
 			{"hangup", func(f *fleet, tty *os.File) { tty.Close() }, syscall.SIGQUIT.String()},
 		} {
-			f := newFleet(t, "v1", "workers=2")
+			if !restarted && test.name == "ctrl-backslash" {
+				continue // a signal as any other
+			}
+			f := newFleet(t, "v1", "workers=1")
 			tty := f.terminal()
 			f.launch()
 			if restarted {

@@ -325,8 +325,12 @@ func (m *Master) workAbstract() error {
 	return nil
 }
 
-// settle takes over the settings of the master.
+// settle takes over the settings of the master, and the signals of the user,
+// before the master can hear that this worker is ready.
 func (m *Master) settle() {
+	for sig := range m.Signals {
+		signal.Notify(self.signals, sig)
+	}
 	m.Timeout = self.settings.Timeout
 	m.Heartbeat = self.settings.Heartbeat
 	setTitle(self.settings.Title)
@@ -365,9 +369,6 @@ func (m *Master) beat(sv *service) {
 
 // obey does what the master and signals say.
 func (m *Master) obey(sv *service) {
-	for sig := range m.Signals {
-		signal.Notify(self.signals, sig)
-	}
 	gone := self.gone
 	drain := func(o drainOrder) {
 		self.link.sendValue(frameDraining, nil)

@@ -27,6 +27,7 @@ import (
 var (
 	restarts = flag.Int("load.restarts", 2, "restarts of each kind under load")
 	every    = flag.Duration("load.every", 200*time.Millisecond, "time between them")
+	strict   = flag.Bool("load.strict", false, "fail if the old generation takes more than a second to go: for a machine that does nothing else")
 	clients  = flag.Int("load.clients", 64, "connections")
 )
 
@@ -238,7 +239,7 @@ func TestIdleConnectionsMove(t *testing.T) {
 	p.wait("restarted")
 	took := time.Since(begun)
 	t.Logf("old generation gone after %v", took)
-	if took > time.Second && !race {
+	if took > time.Second && *strict {
 		t.Errorf("the old generation took %v to go, with %d idle connections", took, idle)
 	}
 	for pid := range askAll(t, list) {

@@ -389,7 +389,7 @@ func TestPolite(t *testing.T) {
 
 // At the last stop busy connections are told so, and idle ones are closed.
 func TestLastStop(t *testing.T) {
-	p := start(t, "handoff")
+	p := start(t, "handoff?workers=1") // one, so that all drain at the same moment
 	idle, moved, busy := p.dial(), p.dial(), p.dial()
 	moved.ask()
 	p.upgrade()

@@ -42,6 +42,15 @@ func listenerWith(t *testing.T, q *queue) *listener {
 	return l
 }
 
+// drain stops l, and waits until it takes nothing more from the queue.
+func drain(t *testing.T, l *listener, sweep time.Duration) {
+	t.Helper()
+	l.stop(sweep, time.Minute)
+	if c, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after the end: %v, %v", c, err)
+	}
+}
+
 func testQueue(t *testing.T) *queue {
 	t.Helper()
 	q, err := newQueue()
@@ -86,7 +95,7 @@ func TestHandoff(t *testing.T) {
 	if err := Handoff(c, b); !errors.Is(err, ErrNoSuccessor) {
 		t.Errorf("Handoff before the worker drains: %v", err)
 	}
-	first.stop(0, time.Minute)
+	drain(t, first, 0)
 	if err := Handoff(c, make([]byte, maxUnread+1)); err == nil {
 		t.Error("Handoff takes too many bytes")
 	}
@@ -114,7 +123,7 @@ func TestHandoff(t *testing.T) {
 	if _, err := io.ReadFull(c, b[:1]); err != nil || b[0] != 'a' {
 		t.Errorf("read %q, %v", b[0], err)
 	}
-	second.stop(0, time.Minute)
+	drain(t, second, 0)
 	if err := Handoff(c, b[:1]); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +137,7 @@ func TestHandoff(t *testing.T) {
 	if _, err := io.Copy(&got, c); err != nil || got.String() != "abcdef" {
 		t.Errorf("read %q, %v", &got, err)
 	}
-	third.stop(time.Minute, time.Minute)
+	drain(t, third, time.Minute)
 	if err := Handoff(c, nil); !errors.Is(err, ErrNoSuccessor) {
 		t.Errorf("Handoff at the last stop: %v", err)
 	}
@@ -142,7 +151,7 @@ func TestHandoffManyBytes(t *testing.T) {
 	q := testQueue(t)
 	from, to := listenerWith(t, q), listenerWith(t, q)
 	client, c := connect(t, from)
-	from.stop(0, time.Minute)
+	drain(t, from, 0)
 	want := bytes.Repeat([]byte("0123456789abcdef"), maxUnread/16)
 	if err := Handoff(c, want); err != nil {
 		t.Fatal(err)
@@ -163,7 +172,7 @@ func TestOddConnections(t *testing.T) {
 	from, to := listenerWith(t, q), listenerWith(t, q)
 	_, good := connect(t, from)
 	goneClient, gone := connect(t, from)
-	from.stop(0, time.Minute)
+	drain(t, from, 0)
 
 	w, err := from.socket.queue.writer()
 	if err != nil {
@@ -208,7 +217,7 @@ func TestOddConnections(t *testing.T) {
 	put("\x01", conn, conn, conn, conn, conn, conn, conn, conn)
 	put("\x01", file)
 	put("\x01", udp.(syscall.Conn))
-	put("\x01", from.socket.conn.(syscall.Conn))
+	put("\x01", to.socket.conn.(syscall.Conn))
 	goneClient.(*net.TCPConn).SetLinger(0)
 	goneClient.Close() // resets it: there is no RemoteAddr any more
 	gone.Read(make([]byte, 1))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -159,10 +160,15 @@ func (m *Master) restart(sig os.Signal) error {
 	}
 	if err == nil {
 		err = m.do(func(s *supervisor) error {
+			if isClosedChan(h.reaped) {
+				return h.died("ended as soon as it was ready")
+			}
 			m.heir.Store(h) // signals go there
 			m.forker.dropped = h.dropped
-			for _, i := range h.dropped {
-				m.forker.sockets[i].quiesce()
+			for i, sock := range m.forker.sockets {
+				if slices.Contains(h.dropped, i) {
+					sock.quiesce()
+				}
 			}
 			shared.disown(m.forker.sockets)
 			s.replaced = true

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -68,9 +67,9 @@ type child struct {
 	link    *link
 	standIn *link // of a new master: to the process that was started first, or nil
 
-	once     sync.Once
-	awaitErr error
+	got      chan struct{} // closed when these have come:
 	settings settings
+	awaitErr error          // what was wrong with them
 	signals  chan os.Signal // of a worker, registered before main begins
 	frames   chan frame     // what came after the settings
 	served   chan struct{}  // closed by frameServe: a worker may accept, a new master is the master
@@ -139,6 +138,7 @@ func (c *child) inherit() {
 	}
 	unix.CloseOnExec(fds[1])
 	c.link = newLink(conn)
+	c.got = make(chan struct{})
 	c.frames = make(chan frame, 16)
 	c.served = make(chan struct{})
 	c.gone = make(chan struct{})
@@ -151,6 +151,7 @@ func (c *child) inherit() {
 		if conn := adopt(fds[2]); conn != nil {
 			c.standIn = newLink(conn)
 		}
+		go c.read() // from the start: wherever main hangs, the end of the master is seen
 		return
 	}
 	c.id = id
@@ -161,6 +162,7 @@ func (c *child) inherit() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
 	c.signals = make(chan os.Signal, 16)
 	signal.Notify(c.signals, syscall.SIGQUIT, syscall.SIGUSR1)
+	go c.read()
 }
 
 // adopt makes an inherited descriptor a connection. If it is anything but a
@@ -192,17 +194,13 @@ func (c *child) await() error {
 	if c.link == nil {
 		return nil
 	}
-	c.once.Do(func() {
-		got := make(chan struct{})
-		go c.read(got)
-		<-got
-	})
+	<-c.got
 	return c.awaitErr
 }
 
 // read handles what comes from the master. It closes got when the sockets
 // are there; the rest is left to whoever obeys.
-func (c *child) read(got chan struct{}) {
+func (c *child) read() {
 	var files []int
 	known, complete := false, false
 	err := c.link.read(maxRights, func(f frame) {
@@ -227,7 +225,7 @@ func (c *child) read(got chan struct{}) {
 				shared.gate = c.served
 			}
 			c.awaitErr = shared.inherit(&c.settings, files)
-			close(got)
+			close(c.got)
 		}
 	})
 	// A connection that is out of order is of no more use than a closed one.

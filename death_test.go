@@ -139,6 +139,25 @@ func TestMasterDeathAtStart(t *testing.T) {
 	}
 }
 
+var _ = helper("stuck", func() {
+	if cluster.IsWorker() {
+		report("hanging", nil, "")
+		time.Sleep(time.Hour) // before any call that waits for the master
+	}
+	m := newMaster()
+	m.Server = &http.Server{Handler: handler}
+	finish(m.ListenAndServe(listen(0)))
+})
+
+// A worker that hangs before it asks for its sockets is no orphan either.
+func TestMasterDeathBeforeListen(t *testing.T) {
+	t.Parallel()
+	p := start(t, "stuck", "workers=2")
+	p.waitN(2, "hanging")
+	p.signal(syscall.SIGKILL)
+	p.end(-int(syscall.SIGKILL), fmt.Sprintf("cluster.%d.server.sock", p.pid()))
+}
+
 // As PID 1, where the workers' parent is 1 from the beginning.
 func TestPID1(t *testing.T) {
 	t.Parallel()

@@ -207,7 +207,6 @@ func (s *supervisor) handle(e event) {
 
 	case workerBeat:
 		w.silent = 0
-		w.conns.Store(int64(e.conns))
 		if e.waiting && e.conns > 0 {
 			s.fire(func(h *Hooks) {
 				if h.WorkerWaiting != nil {

@@ -52,7 +52,6 @@ type Worker struct {
 	ProcessState *os.ProcessState
 
 	state atomic.Int32
-	conns atomic.Int64
 	proc  process
 
 	// The following belong to the supervisor.

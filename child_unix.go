@@ -64,6 +64,7 @@ type child struct {
 	worker  bool
 	heir    bool // a new master
 	id      int  // of a worker
+	old     int  // of a new master: the old one's process id
 	link    *link
 	standIn *link // of a new master: to the process that was started first, or nil
 
@@ -148,6 +149,7 @@ func (c *child) inherit() {
 	crash.Close()
 
 	if c.heir {
+		c.old = os.Getppid()
 		if conn := adopt(fds[2]); conn != nil {
 			c.standIn = newLink(conn)
 		}
@@ -216,6 +218,10 @@ func (c *child) read() {
 				close(c.served)
 			}
 		default:
+			if f.kind == frameReopen && len(f.fds) == 2 {
+				unix.Dup2(f.fds[0], 1)
+				unix.Dup2(f.fds[1], 2)
+			}
 			closeAll(f.fds)
 			c.frames <- f
 		}
@@ -299,7 +305,7 @@ func (m *Master) work(pairs []pair) error {
 	sv := m.newService(pairs)
 	sv.ready = func() { m.nowReady(sv) }
 	sv.waiting = func(conns int) {
-		self.link.sendValue(frameBeat, &counts{int64(conns), sv.conns.total.Load(), true})
+		self.link.sendValue(frameBeat, &counts{int64(conns), true})
 	}
 	m.settle()
 	go m.obey(sv)
@@ -358,7 +364,7 @@ func (m *Master) beat(sv *service) {
 				continue
 			}
 		}
-		err := self.link.sendValue(frameBeat, &counts{Open: sv.conns.open.Load(), Total: sv.conns.total.Load()})
+		err := self.link.sendValue(frameBeat, &counts{Open: sv.conns.open.Load()})
 		if err != nil {
 			return
 		}
@@ -380,6 +386,8 @@ func (m *Master) obey(sv *service) {
 				var o drainOrder
 				parse(f.payload, &o)
 				drain(o)
+			case frameReopen:
+				m.fireReopen()
 			case frameMessage:
 				var msg message
 				if parse(f.payload, &msg) == nil {

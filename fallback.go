@@ -20,7 +20,10 @@ const canFork = false
 var errNoFork = errors.New("cluster: this system has no worker processes")
 
 // A child is what this process knows of its master: it has none.
-type child struct{ worker bool }
+type child struct {
+	worker bool
+	old    int
+}
 
 var self child
 

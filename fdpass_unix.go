@@ -59,6 +59,7 @@ const (
 	frameGone                          // old master → new master: all my workers are gone
 	frameMaster                        // new master → stand-in: an int, the pid of who is the master now
 	frameOutcome                       // last master → stand-in: a string, its error, or ""
+	frameReopen                        // master → worker: standard output and error, if they are files of Master's; new master → old master: do it too
 )
 
 // A payload is a list of fields. Its method visits them in the wire's order,
@@ -154,13 +155,11 @@ func (m *message) fields(c *codec) {
 // counts is the payload of frameBeat.
 type counts struct {
 	Open    int64 // connections held now
-	Total   int64 // connections accepted, ever
 	Waiting bool  // the worker drains, and waits for these
 }
 
 func (n *counts) fields(c *codec) {
 	c.int(&n.Open)
-	c.int(&n.Total)
 	c.bool(&n.Waiting)
 }
 
@@ -551,7 +550,17 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 }
 
 func socketPath(dir, name string, pid int) string {
-	return filepath.Join(dir, strings.ReplaceAll(name, "{PID}", strconv.Itoa(pid)))
+	return filepath.Join(dir, expand(name, "{PID}", pid))
+}
+
+// expand returns s with the number n for every key. strings.ReplaceAll is
+// ten times as large.
+func expand(s, key string, n int) string {
+	before, after, ok := strings.Cut(s, key)
+	if !ok {
+		return s
+	}
+	return before + strconv.Itoa(n) + expand(after, key, n)
 }
 
 // takeOver moves the socket to the path that the old master had.

@@ -132,6 +132,12 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			m.stopSignals()
 		}
 	}()
+	defer func() {
+		if err != nil {
+			m.hooks.fire(fireClose) // some Start hooks have been called
+			m.hooks.flush(m.timeout())
+		}
+	}()
 	if err := m.fireStart(); err != nil {
 		return nil, err
 	}
@@ -296,10 +302,10 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		path:  f.path,
 		args:  f.args,
 		env:   append(f.env[:len(f.env):len(f.env)], envDescriptors+"=3,4,"+f.added, envMasterPid+"="+strconv.Itoa(os.Getpid()), envWorker+"="+strconv.Itoa(w.ID)),
-		files: []*os.File{os.Stdin, cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr)},
+		files: append([]*os.File{os.Stdin}, m.output()...),
 		attr:  f.attr,
 	}, settings{
-		Title:     strings.ReplaceAll(cmp.Or(m.WorkerTitle, "cluster worker"), "{n}", strconv.Itoa(w.ID)),
+		Title:     expand(cmp.Or(m.WorkerTitle, "cluster worker"), "{n}", w.ID),
 		Timeout:   m.timeout(),
 		Heartbeat: m.heartbeat(),
 		Hold:      f.hold.Load(),
@@ -478,6 +484,24 @@ func (p *workerProcess) drain(last bool) error {
 
 func (p *workerProcess) message(name string, data json.RawMessage) error {
 	return p.link.sendValue(frameMessage, &message{name, data})
+}
+
+// reopen gives the process the descriptors that Stdout and Stderr have now.
+func (p *workerProcess) reopen() {
+	f := frame{kind: frameReopen}
+	if m := p.f.m; m.Stdout != nil || m.Stderr != nil {
+		for _, file := range m.output() {
+			if c, err := file.SyscallConn(); err == nil {
+				c.Control(func(fd uintptr) { f.fds = append(f.fds, int(fd)) })
+			}
+		}
+	}
+	p.link.send(f)
+}
+
+// output returns what workers' standard output and error go to.
+func (m *Master) output() []*os.File {
+	return []*os.File{cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr)}
 }
 
 // abort makes the process dump its goroutines, and kills it when no more

@@ -74,6 +74,12 @@ func (q *hookQueue) call(f func(*Hooks), h *Hooks) {
 	f(h)
 }
 
+func fireClose(h *Hooks) {
+	if h.Close != nil {
+		h.Close()
+	}
+}
+
 // flush waits until all hooks have been called, but no longer than d.
 func (q *hookQueue) flush(d time.Duration) {
 	q.mu.Lock()

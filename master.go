@@ -119,7 +119,8 @@ type Master struct {
 	User, Group string
 
 	// Stdout and Stderr are the workers' standard output and error. nil is
-	// the master's.
+	// the master's. They must stay open. On SIGUSR1 running workers get
+	// their descriptors again, after Hooks.Reopen.
 	Stdout, Stderr *os.File
 
 	// SysProcAttr holds attributes for the creation of workers: a cgroup,
@@ -621,6 +622,23 @@ func (m *Master) Children() []*Worker {
 		return nil
 	}
 	return slices.Clone(*list)
+}
+
+// Predecessor returns the process id that the master which this one replaces
+// had, or 0: in the master that was started first, and in workers.
+func (m *Master) Predecessor() int { return self.old }
+
+// Conns returns how many connections this worker serves now, and how many it
+// has accepted since it was started, those handed over to it included. With
+// Inline it counts those of the calling process. In a master it returns 0, 0.
+func (m *Master) Conns() (active, total int64) {
+	m.mu.Lock()
+	sv := m.local
+	m.mu.Unlock()
+	if sv == nil {
+		return 0, 0
+	}
+	return sv.conns.open.Load(), sv.conns.total.Load()
 }
 
 // Send sends v, as JSON, from a worker to the master, which gets it as

@@ -42,8 +42,10 @@ type Hooks struct {
 	Listening func()
 
 	// Closing is called in the master when it starts to shut down, Close
-	// when it has: no worker is left. ListenAndServe and Wait return after
-	// Close, but wait for a stuck hook no longer than Master.Timeout.
+	// when it has: no worker is left. Close is also called, and alone, when
+	// a start has failed after Start hooks were called. ListenAndServe and
+	// Wait return after Close, but wait for a stuck hook no longer than
+	// Master.Timeout.
 	Closing func()
 	Close   func()
 

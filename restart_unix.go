@@ -262,7 +262,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 		return nil, err
 	}
 	h.master.Store(h.proc)
-	go h.serveLink(h.heard)
+	go h.serveLink(func(fr frame) { h.heard(f.m, fr) })
 	go func() {
 		h.state, h.exception = h.wait()
 		close(h.reaped)
@@ -274,7 +274,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 }
 
 // heard handles what the new master tells the old one.
-func (h *heir) heard(f frame) {
+func (h *heir) heard(m *Master, f frame) {
 	var err error
 	switch f.kind {
 	case frameReady:
@@ -289,6 +289,8 @@ func (h *heir) heard(f frame) {
 			h.reason = reason.Text
 			close(h.failed)
 		}
+	case frameReopen:
+		m.act(ActionReopen)
 	}
 	if err != nil {
 		h.link.conn.Close()

@@ -260,12 +260,8 @@ func (m *Master) runInline(sv *service) {
 		sv.err = sv.run()
 		stop()
 		m.state.CompareAndSwap(int32(Active), int32(GracefulShutdown))
-		m.hooks.fire(func(h *Hooks) {
-			if h.Close != nil {
-				h.Close()
-			}
-		})
 	}
+	m.hooks.fire(fireClose)
 	shared.close(true)
 	close(sv.over)
 	m.hooks.flush(m.timeout())

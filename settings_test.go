@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocluster/cluster"
 )
 
@@ -397,6 +399,20 @@ var _ = helper("output", func() {
 	if m.IsWorker() {
 		fmt.Fprintln(os.Stderr, "a worker's error")
 	}
+	m.On(cluster.Hooks{Reopen: func() {
+		if m.IsWorker() {
+			fmt.Fprintf(os.Stderr, "reopened by %d\n", os.Getpid())
+			return
+		}
+		next, err := os.OpenFile("next.log", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+		if err == nil {
+			err = unix.Dup2(int(next.Fd()), int(f.Fd()))
+		}
+		if err != nil {
+			fatal(err)
+		}
+		next.Close()
+	}})
 	finish(m.ListenAndServe(listen(0)))
 })
 
@@ -410,6 +426,34 @@ func TestStderr(t *testing.T) {
 		t.Errorf("the master's: %q", p.log())
 	}
 	p.quit("worker.log")
+}
+
+// On SIGUSR1 the workers that run get the files that Stdout and Stderr have
+// become, those of an old master too; before their own hooks are called.
+func TestReopenGivesWorkersTheirFilesAgain(t *testing.T) {
+	t.Parallel()
+	p := serve(t, "output", "workers=2", "timeout=1m")
+	held := p.hold() // so that the old workers stay
+	p.signal(syscall.SIGUSR2)
+	p.wait("listening")
+	p.waitN(4, "connected")
+	p.wait("closing")
+	p.signal(syscall.SIGUSR1)
+	want := []int{held.Pid}
+	for _, e := range p.history("connected")[2:] {
+		want = append(want, e.Pid)
+	}
+	var got []byte
+	if !eventually(patience, func() bool {
+		got, _ = os.ReadFile(filepath.Join(p.dir, "next.log"))
+		return !slices.ContainsFunc(want, func(pid int) bool {
+			return !strings.Contains(string(got), fmt.Sprintf("reopened by %d\n", pid))
+		})
+	}) {
+		t.Errorf("next.log is %q, it should have %v", got, want)
+	}
+	held.Close()
+	p.quit("worker.log", "next.log")
 }
 
 // Every mistake is an error that names the setting, and leaves nothing.
@@ -519,6 +563,9 @@ func TestBadInput(t *testing.T) {
 				if !strings.Contains(failed.Text, want) {
 					t.Errorf("the error doesn't tell %q: %s", want, failed.Text)
 				}
+			}
+			if c.args[0] == "mode=hook" {
+				p.wait("close") // for what other Start hooks have opened
 			}
 			if strings.Contains(strings.Join(c.args, ""), "not inherited") {
 				e := p.waitFor("the worker's error", func(e event) bool { return e.Name == "failed" && e.ID == 0 })

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ func (m *Master) watchSignals(begun <-chan struct{}) (stop func()) {
 				if sig == syscall.SIGHUP && terminal && !hasTerminal() {
 					action = ActionClose // the terminal has gone, and we with it
 				}
-				if heir := m.heir.Load(); heir != nil && heir.forward(sig) && action != ActionDestroy {
+				if heir := m.heir.Load(); heir != nil && heir.forward(sig) && action != ActionDestroy && action != ActionReopen {
 					continue // somebody else is the master now
 				}
 				m.act(action)
@@ -96,12 +97,26 @@ func (m *Master) act(a Action) {
 		}))
 	case ActionReopen:
 		m.fireReopen()
-		m.do(func(s *supervisor) error {
-			for _, w := range s.workers {
-				w.proc.signal(syscall.SIGUSR1)
-			}
-			return nil
-		})
+		var once sync.Once
+		m.hooks.fire(func(*Hooks) { once.Do(m.reopenWorkers) }) // after the hooks: they may open Stdout anew
+	}
+}
+
+// reopenWorkers has all workers reopen, those that drain included, and those
+// of the old master.
+func (m *Master) reopenWorkers() {
+	s, err := m.supervisor()
+	if err != nil {
+		return // Inline
+	}
+	s.do(func() error {
+		for _, w := range s.workers {
+			w.proc.reopen()
+		}
+		return nil
+	})
+	if self.heir {
+		self.link.sendValue(frameReopen, nil)
 	}
 }
 

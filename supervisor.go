@@ -162,11 +162,7 @@ func (s *supervisor) run() error {
 	for !s.over() {
 		s.handle(<-s.events)
 	}
-	s.fire(func(h *Hooks) {
-		if h.Close != nil {
-			h.Close()
-		}
-	})
+	s.fire(fireClose)
 	s.cleanup()
 	return s.err
 }

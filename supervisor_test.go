@@ -296,6 +296,8 @@ func (p *fake) message(name string, data json.RawMessage) error {
 	return nil
 }
 
+func (p *fake) reopen() { p.b.did("reopen %s", p.name) }
+
 func (p *fake) abort() {
 	p.b.did("abort %s", p.name)
 	go func() {

@@ -46,7 +46,7 @@ func titleMemory(args []string) {
 
 // setTitle shows s as this process's title in ps and top.
 func setTitle(s string) {
-	s = strings.ReplaceAll(s, "\x00", " ")
+	s, _, _ = strings.Cut(s, "\x00")
 	os.WriteFile("/proc/self/comm", []byte(s[:min(len(s), 15)]), 0)
 	title.mu.Lock()
 	defer title.mu.Unlock()

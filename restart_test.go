@@ -50,7 +50,13 @@ const (
 // newFleet returns a fleet that is yet to be started.
 func newFleet(t testing.TB, version string, args ...string) *fleet {
 	t.Helper()
-	f := &fleet{proc: command(t, "fleet", args...), bin: tempDir(t), ctl: tempDir(t)}
+	return fleetOf(t, "fleet", version, args...)
+}
+
+// fleetOf is newFleet for another helper that calls runFleet.
+func fleetOf(t testing.TB, name, version string, args ...string) *fleet {
+	t.Helper()
+	f := &fleet{proc: command(t, name, args...), bin: tempDir(t), ctl: tempDir(t)}
 	f.path = filepath.Join(f.bin, "app")
 	f.cmd.Path, f.cmd.Args[0] = f.path, f.path
 	f.cmd.Env = append(f.cmd.Env, controlEnv+"="+f.ctl)
@@ -450,11 +456,28 @@ func init() {
 }
 
 // deaf is a server that never accepts.
-type deaf struct{ *http.Server }
+type deaf struct{ cluster.Server }
 
 func (deaf) Serve(net.Listener) error { hang(); return nil }
 
-var _ = helper("fleet", func() {
+var _ = helper("fleet", func() { runFleet(&http.Server{Handler: fleetHandler()}) })
+
+// fleetHandler is handler, and tells the version.
+func fleetHandler() *http.ServeMux {
+	name, _ := version()
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", os.Getpid()) })
+	mux.HandleFunc("/fork", func(w http.ResponseWriter, r *http.Request) {
+		if err := exec.Command("sleep", "1").Start(); err != nil {
+			http.Error(w, err.Error(), 500)
+		}
+	})
+	return mux
+}
+
+// runFleet is the program of a fleet.
+func runFleet(server cluster.Server) {
 	name, options := version()
 	if !cluster.IsWorker() {
 		args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
@@ -504,10 +527,6 @@ var _ = helper("fleet", func() {
 			report("restart", nil, string(text))
 		},
 	})
-	mux := http.NewServeMux()
-	mux.Handle("/", handler)
-	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", os.Getpid()) })
-	server := &http.Server{Handler: mux}
 	m.NewServer = func() (cluster.Server, error) {
 		switch mode() {
 		case "servergate":
@@ -518,9 +537,12 @@ var _ = helper("fleet", func() {
 			panic("a server that panics")
 		case "serverfail":
 			return nil, errors.New("no database")
-		case "half":
+		case "half", "exitready":
 			if os.Getenv("CLUSTER_WORKER") == "1" {
 				return deaf{server}, nil
+			}
+			if mode() == "exitready" {
+				m.On(cluster.Hooks{Serving: func() { time.AfterFunc(10*time.Millisecond, func() { os.Exit(9) }) }})
 			}
 		}
 		return server, nil
@@ -536,7 +558,7 @@ var _ = helper("fleet", func() {
 		os.Exit(8)
 	}
 	finish(m.ListenAndServe(l))
-})
+}
 
 // The tests.
 
@@ -983,6 +1005,7 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 		{name: "panics in a worker", version: "bad,mode=serverpanic", reason: "panic: a server that panics"},
 		{name: "fails in a worker", version: "bad,mode=serverfail", reason: "no database"},
 		{name: "refuses to become ready", version: "bad,mode=half,workers=2", within: "1s", reason: "not ready after 1s"},
+		{name: "has workers that exit when they are ready", version: "bad,mode=exitready,workers=2", within: "1s", reason: "not ready after 1s"},
 		{name: "gives its workers too little time", version: "bad,mode=half,workers=2,restart timeout=1s", reason: "not ready after 1s"},
 		{name: "has settings that are wrong", version: "bad,workers=-2", reason: "Workers is -2"},
 		{name: "can't bind", version: "bad,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},

@@ -5,7 +5,6 @@ package cluster
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -357,9 +356,11 @@ func (m *Master) beat(sv *service) {
 		if m.Alive != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), m.heartbeat())
 			err := m.Alive(ctx)
-			late := ctx.Err()
+			if err == nil {
+				err = ctx.Err() // too late
+			}
 			cancel()
-			if err := errors.Join(err, late); err != nil {
+			if err != nil {
 				m.logf("cluster: worker %d: Alive: %v", self.id, err)
 				continue
 			}

@@ -114,6 +114,9 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			active.Store(false)
 		}
 	}()
+	if os.Getpid() == 1 {
+		becomeSubreaper() // of a container it is already
+	}
 	f := &forker{m: m}
 	if err := f.prepare(s.size); err != nil {
 		return nil, err

@@ -1518,6 +1518,62 @@ func TestStandInEndsWithTheLastMastersOutcome(t *testing.T) {
 	}
 }
 
+func init() {
+	commands["exit3"] = func(m *cluster.Master, args []string) string { // time before it is waited for
+		d, _ := time.ParseDuration(args[0])
+		cmd := exec.Command("sh", "-c", "exit 3")
+		if err := cmd.Start(); err != nil {
+			return err.Error()
+		}
+		time.Sleep(d)
+		return errText(cmd.Wait())
+	}
+}
+
+// What a worker has forked comes to the process that was started first if the
+// worker dies, and to nobody that waits for it. What the program has forked
+// there itself is left to the program.
+func TestOrphansOfWorkersAreReaped(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("they go to init")
+	}
+	t.Run("after a restart", func(t *testing.T) {
+		t.Parallel()
+		f := startFleet(t, "v1", "workers=1")
+		f.upgrade("v2")
+		own := f.told(f.pid(), "exit3 5s")
+		f.orphans()
+		if got := <-own; got != "exit status 3" {
+			t.Errorf("a child of the program: %q", got)
+		}
+		f.quit()
+	})
+	t.Run("in a container", func(t *testing.T) {
+		t.Parallel()
+		f := newFleet(t, "v1", "workers=1")
+		pid := f.contain()
+		f.orphans()
+		kill(t, pid, syscall.SIGQUIT)
+		f.end(0)
+	})
+}
+
+// orphans has a worker fork and be killed, and waits until what it has forked
+// is dead and buried.
+func (f *fleet) orphans() {
+	f.t.Helper()
+	n := len(f.alive())
+	f.get("/fork")
+	f.get("/fork")
+	f.processes(n + 2)
+	roundTrip(f.dial(), "/exit")
+	f.processes(n)
+	if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
+		f.t.Errorf("zombies: %q", f.zombies())
+	}
+}
+
 func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, "v1", "workers=1", "detach=true")
@@ -1537,23 +1593,31 @@ func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
 	f.empty()
 }
 
-func TestRestartAsTheFirstProcessOfAContainer(t *testing.T) {
-	t.Parallel()
+// contain launches the fleet with a master that is process 1 of a container,
+// and returns its pid outside.
+func (f *fleet) contain() int {
+	f.t.Helper()
 	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
-		t.Skip("needs root for a namespace")
+		f.t.Skip("needs root for a namespace")
 	}
-	unshare := systemProgram(t, "unshare")
+	unshare := systemProgram(f.t, "unshare")
 	if out, err := exec.Command(unshare, "-pf", "--mount-proc", "true").CombinedOutput(); err != nil {
-		t.Skipf("unshare: %v: %s", err, out)
+		f.t.Skipf("unshare: %v: %s", err, out)
 	}
-	f := newFleet(t, "v1", "workers=1")
 	f.cmd.Path, f.cmd.Args = unshare, append([]string{unshare, "-pf", "--mount-proc", f.path}, f.cmd.Args[1:]...)
 	f.launch()
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", f.pid()))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(children)))
 	if err != nil || f.master != 1 || pid == 0 {
-		t.Fatalf("the master is %d, %q outside, %v", f.master, children, err)
+		f.t.Fatalf("the master is %d, %q outside, %v", f.master, children, err)
 	}
+	return pid
+}
+
+func TestRestartAsTheFirstProcessOfAContainer(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	pid := f.contain()
 	for i := 2; i <= 4; i++ {
 		f.flip("v" + strconv.Itoa(i))
 		kill(t, pid, syscall.SIGUSR2)

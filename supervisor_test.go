@@ -372,6 +372,9 @@ var (
 )
 
 func processState(script string) *os.ProcessState {
+	if os.Getenv("CLUSTER_TEST_HELPER") != "" {
+		return nil // this process runs no tests
+	}
 	cmd := exec.Command("/bin/sh", "-c", script)
 	cmd.Run()
 	return cmd.ProcessState

@@ -172,6 +172,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 	s.settled = func() { m.takeOver(s, f) }
 	m.forker, m.established, m.restarted = f, make(chan struct{}), make(chan struct{})
 	f.hold.Store(self.heir)
+	s.foreign = self.heir
 	if self.heir {
 		go m.watchPredecessor(s)
 	}

@@ -1222,19 +1222,29 @@ func TestWorkersMayDieDuringARestart(t *testing.T) {
 
 func TestNewMasterMayBeKilledBeforeItTakesOver(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
+	for _, test := range []struct {
+		version string
+		sig     syscall.Signal
+		reason  string
+	}{
+		{"v2,mode=gate", syscall.SIGKILL, "signal: killed"},
+		{"v2,mode=servergate", syscall.SIGKILL, "signal: killed"},
+		{"v2,mode=servergate", syscall.SIGTERM, "exit status 0"},
+		{"v2,mode=servergate", syscall.SIGQUIT, "exit status 0"}, // what it closes is the old master's
+		{"v2,mode=half,workers=2", syscall.SIGQUIT, "exit status 0"},
+	} {
 		f := startFleet(t, "v1", "workers=1")
 		processes, files := f.alive(), f.files()
 		load := f.load()
-		f.flip(version)
+		f.flip(test.version)
 		answer := f.told(f.master, "restart")
-		e := f.wait("gate")
+		e := f.waitFor("the new version", func(e event) bool { return e.Name == "gate" || e.Name == "hangs" })
 		if e.ID >= 0 {
 			e.Pid = f.heir()
 		}
-		kill(t, e.Pid, syscall.SIGKILL)
-		if got := <-answer; !strings.Contains(got, "signal: killed") {
-			t.Errorf("Restart: %q", got)
+		kill(t, e.Pid, test.sig)
+		if got := <-answer; !strings.Contains(got, test.reason) {
+			t.Errorf("Restart: %q, want %q in it", got, test.reason)
 		}
 		load.more(5)
 		load.only("v1")

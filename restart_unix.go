@@ -171,7 +171,7 @@ func (m *Master) restart(sig os.Signal) error {
 				}
 			}
 			shared.disown(m.forker.sockets)
-			s.replaced = true
+			s.foreign = true
 			h.serve()
 			if sig == syscall.SIGKILL || defaultSignals[sig] == ActionDestroy {
 				s.shutdown(HardShutdown)
@@ -499,6 +499,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	shared.own()
 	debug.SetCrashOutput(nil, debug.CrashOptions{})
 	s.do(func() error {
+		s.foreign = false
 		f.hold.Store(false)
 		f.socket.takeOver()
 		if err := f.setBacklogs(); err != nil {

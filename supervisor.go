@@ -114,7 +114,7 @@ type supervisor struct {
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
-	replaced  bool // by a new master, which has the sockets
+	foreign   bool // the sockets are another master's: the new one's, or, in a new one, still the old one's
 
 	snapshot atomic.Pointer[[]*Worker] // of workers, by id
 }
@@ -702,14 +702,14 @@ func (s *supervisor) shutdown(state State) {
 	sig := syscall.SIGKILL
 	if state == GracefulShutdown {
 		sig = syscall.SIGQUIT
-		if !s.replaced {
+		if !s.foreign {
 			s.quiesce()
 		}
 	}
 	s.fireKill(sig)
 	for _, w := range slices.Clone(s.workers) {
 		if state == GracefulShutdown {
-			s.retire(w, sig, !s.replaced)
+			s.retire(w, sig, !s.foreign)
 			continue
 		}
 		s.rolled(w, ErrNotRunning)

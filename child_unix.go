@@ -45,7 +45,8 @@ type settings struct {
 type socketSetting struct {
 	Network string
 	Address string
-	Queue   bool // two more descriptors come with it: its handoff queue
+	Queue   bool  // two more descriptors come with it: its handoff queue
+	Ports   int64 // and so many for the other slots
 }
 
 // files returns the number of descriptors that come with the settings.
@@ -54,6 +55,7 @@ func (s *settings) files() (n int) {
 		if n++; sock.Queue {
 			n += 2
 		}
+		n += int(sock.Ports)
 	}
 	return n
 }
@@ -217,6 +219,8 @@ func (c *child) read() {
 			default:
 				close(c.served)
 			}
+		case f.kind == frameCover && complete:
+			shared.cover(f)
 		default:
 			if f.kind == frameReopen && len(f.fds) == 2 {
 				unix.Dup2(f.fds[0], 1)
@@ -283,9 +287,26 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 			s.queue = &queue{fds: [2]int(fds)}
 			fds = fds[2:]
 		}
+		s.ports, fds = fds[:sock.Ports:sock.Ports], fds[sock.Ports:]
 		set.list = append(set.list, s)
 	}
 	return nil
+}
+
+// cover does what a coverOrder says.
+func (set *socketSet) cover(f frame) {
+	var o coverOrder
+	list := set.sockets()
+	if parse(f.payload, &o) != nil || len(f.fds) > 1 || o.Socket < 0 || o.Socket >= int64(len(list)) {
+		closeAll(f.fds)
+		return
+	}
+	l := list[o.Socket].listener()
+	if len(f.fds) == 0 {
+		l.uncover(int(o.Slot))
+	} else {
+		l.cover(int(o.Slot), f.fds[0])
+	}
 }
 
 // failed tells the master why this child gives up.

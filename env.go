@@ -42,6 +42,7 @@ func options() map[string]option {
 		"worker title":      stringOption(func(m *Master) *string { return &m.WorkerTitle }),
 		"user":              idOption(func(m *Master) *string { return &m.User }),
 		"group":             idOption(func(m *Master) *string { return &m.Group }),
+		"reuse port":        boolOption(func(m *Master) *bool { return &m.ReusePort }),
 		"stdout":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stdout }),
 		"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
 		"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),

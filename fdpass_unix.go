@@ -60,6 +60,7 @@ const (
 	frameMaster                        // new master → stand-in: an int, the pid of who is the master now
 	frameOutcome                       // last master → stand-in: a string, its error, or ""
 	frameReopen                        // master → worker: standard output and error, if they are files of Master's; new master → old master: do it too
+	frameCover                         // master → worker: a coverOrder, with the descriptor of the socket if it is to begin
 )
 
 // A payload is a list of fields. Its method visits them in the wire's order,
@@ -79,7 +80,8 @@ func (s *settings) fields(c *codec) {
 		c.string(&s.Sockets[i].Network)
 		c.string(&s.Sockets[i].Address)
 		c.bool(&s.Sockets[i].Queue)
-		if c.reading && s.Sockets[i].Network == "" {
+		c.int(&s.Sockets[i].Ports)
+		if c.reading && (s.Sockets[i].Network == "" || s.Sockets[i].Ports < 0) {
 			c.bad = true
 		}
 	}
@@ -112,6 +114,18 @@ func (v *Values) fields(c *codec) {
 func (o *drainOrder) fields(c *codec) {
 	c.bool(&o.Last)
 	(*numbers)(&o.Dropped).fields(c)
+}
+
+// A coverOrder makes a worker accept from the socket of a slot that has no
+// ready worker, or, without a descriptor, not any more.
+type coverOrder struct {
+	Socket int64 // its number among those that were inherited
+	Slot   int64
+}
+
+func (o *coverOrder) fields(c *codec) {
+	c.int(&o.Socket)
+	c.int(&o.Slot)
 }
 
 // numbers is the payload of frameReady from a new master, the sockets that

@@ -167,6 +167,11 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		}
 	}
 	s.settled = func() { m.takeOver(s, f) }
+	if n := f.apart(); n >= 0 {
+		s.apart = f.sockets[n].apart
+		s.covers = make([]*Worker, 1+len(f.sockets[n].ports))
+	}
+	s.waiting = self.heir
 	m.forker, m.established, m.restarted = f, make(chan struct{}), make(chan struct{})
 	f.hold.Store(self.heir)
 	if self.heir {
@@ -181,25 +186,25 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 
 // setBacklogs makes the listeners' backlogs what the settings say.
 func (f *forker) setBacklogs() error {
-	n := f.m.Backlog
-	if n == 0 {
-		if !self.heir {
-			return nil
-		}
-		n = 1<<16 - 1 // the old master's may have been less; the kernel knows its maximum
+	n := f.m.backlog()
+	if f.m.Backlog == 0 && !self.heir {
+		return nil // else the old master's may have been less
 	}
 	for _, sock := range f.sockets {
 		if isPacket(sock.network) {
 			continue
 		}
 		var err error
-		sock.control(func(fd int) { err = setBacklog(fd, n) })
+		sock.control(func(fd int) { err = cmp.Or(err, setBacklog(fd, n)) })
 		if err != nil {
 			return fmt.Errorf("cluster: Backlog %d for %v: %w", n, sock, err)
 		}
 	}
 	return nil
 }
+
+// backlog returns Backlog, or more than the system's maximum.
+func (m *Master) backlog() int { return cmp.Or(m.Backlog, 1<<16-1) }
 
 // prepare decides what is the same for all workers.
 func (f *forker) prepare(workers int) error {
@@ -309,7 +314,7 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		Timeout:   m.timeout(),
 		Heartbeat: m.heartbeat(),
 		Hold:      f.hold.Load(),
-	})
+	}, w.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -320,6 +325,22 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		post(event{kind: workerDead, w: w, state: state, err: exception})
 	}()
 	return p, nil
+}
+
+// apart returns the number of the socket that slots have one of their own
+// beside, or -1.
+func (f *forker) apart() int {
+	return slices.IndexFunc(f.sockets, func(s *socket) bool { return s.apart || len(s.ports) > 0 })
+}
+
+// port returns a slot's own socket. One that is new takes no connections
+// while another master serves.
+func (f *forker) port(sock *socket, slot int) (int, error) {
+	backlog := f.m.backlog()
+	if f.hold.Load() {
+		backlog = 0
+	}
+	return sock.port(slot, backlog)
 }
 
 // A program is what a process is started with.
@@ -333,20 +354,29 @@ type program struct {
 	attr  syscall.SysProcAttr
 }
 
-// start forks a child: a worker, or a new master. It gets its end of the
-// connection as descriptor 3, and that of the crash pipe as 4; then the
-// settings, and the sockets.
-func (f *forker) start(prog program, set settings) (*childProcess, error) {
+// start forks a child: a worker for the slot, or a new master, for which that
+// is -1. It gets its end of the connection as descriptor 3, and that of the
+// crash pipe as 4; then the settings, and the sockets.
+func (f *forker) start(prog program, set settings, slot int) (*childProcess, error) {
 	var fds []int
 	for _, sock := range f.sockets {
-		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil})
 		fd, err := sock.park()
+		if sock.apart && slot > 0 {
+			fd, err = f.port(sock, slot)
+		}
 		if err != nil {
 			return nil, err
 		}
 		if fds = append(fds, fd); sock.queue != nil {
 			fds = append(fds, sock.queue.fds[:]...)
 		}
+		ports := 0
+		if slot < 0 {
+			others := sock.others()
+			ports = len(others)
+			fds = append(fds, others...)
+		}
+		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil, int64(ports)})
 	}
 	first, err := newFrame(frameSettings, &set)
 	if err != nil {
@@ -502,6 +532,21 @@ func (p *workerProcess) reopen() {
 // output returns what workers' standard output and error go to.
 func (m *Master) output() []*os.File {
 	return []*os.File{cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr)}
+}
+
+// cover has the process accept from the socket of another slot, or not any
+// more.
+func (p *workerProcess) cover(slot int, begin bool) {
+	n := p.f.apart()
+	f, _ := newFrame(frameCover, &coverOrder{int64(n), int64(slot)})
+	if begin {
+		fd, err := p.f.port(p.f.sockets[n], slot)
+		if err != nil {
+			return
+		}
+		f.fds = []int{fd}
+	}
+	p.link.send(f)
 }
 
 // abort makes the process dump its goroutines, and kills it when no more

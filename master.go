@@ -118,6 +118,18 @@ type Master struct {
 	// All supplementary groups are dropped. This needs root.
 	User, Group string
 
+	// ReusePort gives every worker slot a listening socket of its own for
+	// Addr, which must be a TCP address. The kernel then decides at once
+	// which worker a connection is for, and wakes no other: with many
+	// workers more connections can be accepted. The price is that a
+	// connection waits for its own worker, however busy that is, where
+	// from the one socket that workers share otherwise anybody takes it.
+	// Only Linux has it; elsewhere it does nothing.
+	//
+	// The master holds all the sockets. When a slot has no ready worker,
+	// another accepts from its socket, so that nothing is lost.
+	ReusePort bool
+
 	// Stdout and Stderr are the workers' standard output and error. nil is
 	// the master's. They must stay open. On SIGUSR1 running workers get
 	// their descriptors again, after Hooks.Reopen.
@@ -315,10 +327,15 @@ func (m *Master) check() (errs []error) {
 	if isNil(m.Server) {
 		bad("Server is a nil %T", m.Server)
 	}
+	network := ""
 	if m.Addr != "" {
-		if _, _, err := splitAddr(m.Addr); err != nil {
+		var err error
+		if network, _, err = splitAddr(m.Addr); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if m.ReusePort && network == "unix" {
+		bad("ReusePort is for TCP; Addr is %q", m.Addr)
 	}
 	if !self.worker && !m.inline() {
 		if err := m.checkFork(); err != nil {
@@ -372,10 +389,13 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 			return nil, err
 		}
 	}
+	if m.ReusePort && (l != nil || m.Addr == "") {
+		return nil, errors.New("cluster: ReusePort needs Addr, and no listener")
+	}
 	if l == nil && m.Addr != "" {
 		network, address, _ := splitAddr(m.Addr)
 		var err error
-		if l, err = Listen(network, address); err != nil {
+		if l, err = listen(network, address, m.ReusePort && canReusePort && !m.inline()); err != nil {
 			return nil, err
 		}
 	}

@@ -255,7 +255,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 		role += "5"
 	}
 	prog.env = append(cleanEnv(), envDescriptors+"="+role)
-	if h.childProcess, err = f.start(prog, settings{Values: values}); err != nil {
+	if h.childProcess, err = f.start(prog, settings{Values: values}, -1); err != nil {
 		if h.life != nil {
 			h.life.Close()
 		}
@@ -294,15 +294,6 @@ func (h *heir) heard(m *Master, f frame) {
 	}
 	if err != nil {
 		h.link.conn.Close()
-	}
-}
-
-func isClosedChan(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -500,6 +491,7 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	debug.SetCrashOutput(nil, debug.CrashOptions{})
 	s.do(func() error {
 		f.hold.Store(false)
+		s.waiting = false
 		f.socket.takeOver()
 		if err := f.setBacklogs(); err != nil {
 			m.logf("%v", err)

@@ -114,7 +114,11 @@ type supervisor struct {
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
+	waiting   bool // for an old master: no worker accepts yet
 	replaced  bool // by a new master, which has the sockets
+
+	apart  bool      // every slot has a socket of its own
+	covers []*Worker // by the number of the slot that a socket is for: who accepts from it in its stead, or nil
 
 	snapshot atomic.Pointer[[]*Worker] // of workers, by id
 }
@@ -245,6 +249,59 @@ func (s *supervisor) handle(e event) {
 	case called:
 		e.call()
 	}
+	if e.kind != workerBeat && e.kind != workerMessage {
+		s.cover()
+	}
+}
+
+// cover sees to it that somebody accepts from every slot's socket: if not a
+// worker of that slot, another one.
+func (s *supervisor) cover() {
+	if s.waiting || s.state != Active {
+		return
+	}
+	for id, w := range s.covers {
+		if w != nil && w.State() != WorkerReady {
+			w = nil
+		}
+		alone := s.apart || id > 0 // no other worker has this socket anyway
+		for _, sl := range s.slots {
+			if s.apart && sl.id == id && sl.cur != nil && sl.cur.State() == WorkerReady {
+				alone = false
+			}
+		}
+		switch {
+		case w != nil && !alone:
+			w.proc.cover(id, false)
+			w = nil
+		case w == nil && alone:
+			if w = s.leastCovering(); w != nil {
+				w.proc.cover(id, true)
+			}
+		}
+		s.covers[id] = w
+	}
+}
+
+// leastCovering returns the ready worker that accepts for the fewest others,
+// or nil.
+func (s *supervisor) leastCovering() (best *Worker) {
+	least := 0
+	for _, w := range s.workers {
+		if w.State() != WorkerReady {
+			continue
+		}
+		n := 0
+		for _, other := range s.covers {
+			if other == w {
+				n++
+			}
+		}
+		if best == nil || n < least {
+			best, least = w, n
+		}
+	}
+	return best
 }
 
 func (s *supervisor) nowReady(w *Worker) {
@@ -451,6 +508,9 @@ func (s *supervisor) start(sl *slot, r *roll) {
 		sl.next = w
 	}
 	s.workers = append(s.workers, w)
+	for s.apart && len(s.covers) <= sl.id {
+		s.covers = append(s.covers, nil)
+	}
 	s.publish()
 	s.within(w, s.restartTimeout)
 	s.fire(func(h *Hooks) {

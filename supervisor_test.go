@@ -296,6 +296,8 @@ func (p *fake) message(name string, data json.RawMessage) error {
 	return nil
 }
 
+func (p *fake) cover(slot int, begin bool) { p.b.did("cover %s %d %v", p.name, slot, begin) }
+
 func (p *fake) reopen() { p.b.did("reopen %s", p.name) }
 
 func (p *fake) abort() {

@@ -1595,3 +1595,49 @@ func TestFlushWaitsForHooksButNotForEver(t *testing.T) {
 		}
 	})
 }
+
+func TestSlotsWithoutAReadyWorkerAreCovered(t *testing.T) {
+	inLab(t, 3, func(t *testing.T, b *lab) {
+		b.s.apart, b.s.covers = true, make([]*Worker, 1)
+		b.lives(after(time.Second))
+		b.run()
+		<-b.s.ready
+		time.Sleep(time.Hour)
+		// Until the first of them is ready there is nobody.
+		b.expect("fork 0.1", "fork 1.1", "fork 2.1", "cover 0.1 1 true", "cover 0.1 2 true",
+			"cover 0.1 1 false", "cover 0.1 2 false")
+		go b.process("1.1").die(killed, nil)
+		b.expect("fork 1.2", "cover 0.1 1 true")
+		go b.process("0.1").die(killed, nil)
+		b.expect("fork 0.2", "cover 2.1 0 true", "cover 2.1 1 true")
+		time.Sleep(time.Hour)
+		b.expect("cover 2.1 1 false", "cover 2.1 0 false")
+
+		b.Remove(1)
+		b.expect("drain 2.1", "cover 1.2 2 true")
+		go b.RestartWorkers() // the slot that is gone is passed on
+		b.expect("fork 0.3", "fork 1.3")
+		time.Sleep(time.Hour)
+		b.expect("drain 0.2", "drain 1.2", "cover 0.3 2 true")
+		b.Spawn(1)
+		b.expect("fork 2.2")
+		time.Sleep(time.Hour)
+		b.expect("cover 0.3 2 false")
+	})
+}
+
+// Sockets that an older version had made for its slots.
+func TestSocketsOfNoSlotAreCovered(t *testing.T) {
+	inLab(t, 2, func(t *testing.T, b *lab) {
+		b.s.covers, b.s.waiting = make([]*Worker, 3), true
+		b.run()
+		b.expect("fork 0.1", "fork 1.1")
+		b.s.do(func() error {
+			b.s.waiting = false
+			return nil
+		})
+		b.expect("cover 0.1 1 true", "cover 1.1 2 true")
+		go b.process("0.1").die(killed, nil)
+		b.expect("fork 0.2", "cover 1.1 1 true")
+	})
+}

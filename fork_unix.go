@@ -352,7 +352,7 @@ func (f *forker) start(prog program, set settings) (*childProcess, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, remote, err := f.socket.pair()
+	conn, remote, err := newPair()
 	if err != nil {
 		return nil, err
 	}

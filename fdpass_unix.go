@@ -500,17 +500,15 @@ func closeAll(fds []int) {
 	}
 }
 
-// A masterSocket is the master's listening unix socket. Nobody but the
-// master can get a connection out of it: the master connects to it itself
-// and a worker inherits the connected end. A nil *masterSocket, for a
-// directory that can't be written, pairs just as well.
+// A masterSocket is the master's listening unix socket. It is for being seen:
+// whoever connects is sent away, root included. Workers inherit one end of a
+// socketpair, so that it doesn't matter who else can write to the directory
+// and put something else in its place. It is nil where it can't be made.
 type masterSocket struct {
 	path string
 	file inode  // what is there
 	want string // path, once the old master, which has it, is gone; or ""
 	l    *net.UnixListener
-	own  chan *net.UnixConn // accepted connections that this process made
-	lost bool               // one of them is still to come: no telling which is which
 }
 
 const defaultSocketFilename = "cluster.{PID}.server.sock"
@@ -549,7 +547,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	case err == nil:
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
 		byDefault && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)):
-		logf("cluster: no master socket, workers get a socketpair instead: %v", err)
+		logf("cluster: no master socket: %v", err)
 		return nil, nil
 	default:
 		return nil, fmt.Errorf("cluster: master socket: %w; set SocketPath", err)
@@ -557,7 +555,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	if runtime.GOOS != "linux" {
 		os.Chmod(path, 0o600) // fchmod of a socket does nothing there
 	}
-	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener), own: make(chan *net.UnixConn)}
+	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener)}
 	s.l.SetUnlinkOnClose(false)
 	go s.accept()
 	return s, nil
@@ -622,9 +620,8 @@ func unlinkStale(network, path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
-// accept refuses everybody but this process itself, root included.
+// accept sends everybody away.
 func (s *masterSocket) accept() {
-	defer close(s.own)
 	for {
 		c, err := s.l.AcceptUnix()
 		switch {
@@ -632,22 +629,23 @@ func (s *masterSocket) accept() {
 			return
 		case err != nil:
 			time.Sleep(50 * time.Millisecond) // out of descriptors: others need them more
-		case !madeByUs(c):
-			c.Close()
 		default:
-			s.own <- c
+			c.Close()
 		}
 	}
 }
 
-// pair returns the two ends of a connection: the master's, and the raw
-// close-on-exec descriptor that a child is to inherit.
-func (s *masterSocket) pair() (*net.UnixConn, int, error) {
-	if s != nil && !s.lost {
-		if c, fd, err := s.connect(); err == nil {
-			return c, fd, nil
-		}
+func (s *masterSocket) close() {
+	if s == nil {
+		return
 	}
+	s.file.remove()
+	s.l.Close()
+}
+
+// newPair returns the two ends of a connection: the master's, and the raw
+// close-on-exec descriptor that a child is to inherit.
+func newPair() (*net.UnixConn, int, error) {
 	syscall.ForkLock.RLock()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err == nil {
@@ -666,46 +664,6 @@ func (s *masterSocket) pair() (*net.UnixConn, int, error) {
 		return nil, -1, err
 	}
 	return c.(*net.UnixConn), fds[1], nil
-}
-
-func (s *masterSocket) connect() (*net.UnixConn, int, error) {
-	if !canTellOurselves {
-		return nil, -1, errors.ErrUnsupported
-	}
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.path, Net: "unix"})
-	if err != nil {
-		return nil, -1, err
-	}
-	defer c.Close()
-	fd, err := dupOf(c)
-	if err != nil {
-		return nil, -1, err
-	}
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case own, ok := <-s.own:
-		if ok {
-			return own, fd, nil
-		}
-		err = net.ErrClosed
-	case <-t.C:
-		s.lost = true
-		err = os.ErrDeadlineExceeded
-	}
-	unix.Close(fd)
-	return nil, -1, err
-}
-
-func (s *masterSocket) close() {
-	if s == nil {
-		return
-	}
-	s.file.remove()
-	s.l.Close()
-	for c := range s.own {
-		c.Close()
-	}
 }
 
 // dupOf returns a close-on-exec duplicate of c's descriptor, without

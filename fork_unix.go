@@ -382,7 +382,7 @@ func (f *forker) start(prog program, set settings, slot int) (*childProcess, err
 	if err != nil {
 		return nil, err
 	}
-	conn, remote, err := f.socket.pair()
+	conn, remote, err := newPair()
 	if err != nil {
 		return nil, err
 	}
@@ -484,6 +484,7 @@ func (c *childProcess) serveLink(handle func(frame)) {
 // wait reaps the process, and returns when all that it has told has been
 // handed out.
 func (c *childProcess) wait() (*os.ProcessState, error) {
+	waitable(c.id)
 	state, err := c.proc.Wait()
 	c.dead.Store(true)
 	// A process that it has forked by hand may hold these open for ever.

@@ -103,9 +103,9 @@ type Master struct {
 
 	// SocketPath is the directory of the master socket, "" being "./", and
 	// SocketFilename its name there, "" being "cluster.{PID}.server.sock",
-	// where {PID} stands for the master's process id. Workers are connected
-	// through it; everybody else is refused. With neither set, a directory
-	// that can't be written is no error: the workers get socket pairs.
+	// where {PID} stands for the master's process id. It shows that a master
+	// lives there; whoever connects to it is refused. With neither set, a
+	// directory that can't be written is no error.
 	SocketPath, SocketFilename string
 
 	// Title is the master's title as ps(1) shows it, "" being "cluster".

@@ -243,7 +243,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 		prog.extra = []int{fd}
 	case !f.m.Detach:
 		becomeSubreaper()
-		conn, fd, err := (*masterSocket)(nil).pair()
+		conn, fd, err := newPair()
 		if err != nil {
 			return nil, err
 		}

@@ -24,6 +24,7 @@ type slot struct {
 	next     *Worker     // its successor in a rolling restart, starting; or nil
 	failures int         // quick deaths in a row
 	retry    *time.Timer // the end of a wait, or nil
+	starved  bool        // no process could be forked for it
 	removed  bool
 }
 
@@ -111,6 +112,7 @@ type supervisor struct {
 	slots     []*slot   // by id
 	workers   []*Worker // every process, oldest first
 	queue     []*slot   // to be started when others are done starting
+	starved   int       // slots that are so
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
@@ -491,16 +493,17 @@ func (s *supervisor) start(sl *slot, r *roll) {
 	w := &Worker{ID: sl.id, Started: time.Now(), slot: sl, roll: r}
 	proc, err := s.launch(w, s.post)
 	if err != nil {
-		s.logf("cluster: starting worker %d: %v", sl.id, err)
-		err := &StartError{ID: sl.id, Err: err}
-		s.rolled(w, err)
-		s.startFailed(sl, err, false)
+		failed := &StartError{ID: sl.id, Err: err}
+		s.rolled(w, failed)
+		s.startFailed(sl, failed, false)
 		if sl.cur == nil {
+			s.starve(sl, err)
 			sl.failures++
 			s.refill(sl, max(backoff(sl.failures), 10*time.Millisecond))
 		}
 		return
 	}
+	s.starve(sl, nil)
 	w.proc, w.Pid = proc, proc.pid()
 	if sl.cur == nil {
 		sl.cur = w
@@ -518,6 +521,25 @@ func (s *supervisor) start(sl *slot, r *roll) {
 			h.Worker(w)
 		}
 	})
+}
+
+// starve notes that no process can be forked for the slot, or, with a nil
+// err, that it needs none any more. It is said when that begins and when it is
+// over: not of every slot, nor of every attempt.
+func (s *supervisor) starve(sl *slot, err error) {
+	switch {
+	case sl.starved == (err != nil):
+		return
+	case sl.starved:
+		if s.starved--; s.starved == 0 {
+			s.logf("cluster: no worker waits to be started any more")
+		}
+	default:
+		if s.starved++; s.starved == 1 {
+			s.logf("cluster: starting worker %d: %v; trying again", sl.id, err)
+		}
+	}
+	sl.starved = !sl.starved
 }
 
 // startFailed ends a cluster whose first workers can't become ready.
@@ -591,6 +613,7 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 		s.slots = s.slots[:len(s.slots)-1]
 		sl.removed = true
 		sl.stopRetry()
+		s.starve(sl, nil)
 		cur, next := sl.cur, sl.next
 		for _, w := range []*Worker{cur, next} {
 			if w != nil {

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,7 @@ type lab struct {
 	mu       sync.Mutex // guards the following
 	life     func(*fake)
 	forkErr  error // for slot 0
+	forkAll  bool  // and for all others
 	fakes    []*fake
 	forks    map[int]int // how many for each slot
 	deeds    []string    // what was done to processes, in order
@@ -108,7 +110,7 @@ func (b *lab) recorder() Hooks {
 func (b *lab) launch(w *Worker, post func(event)) (process, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.forkErr != nil && w.ID == 0 {
+	if b.forkErr != nil && (w.ID == 0 || b.forkAll) {
 		b.deeds = append(b.deeds, fmt.Sprintf("no fork %d", w.ID))
 		return nil, b.forkErr
 	}
@@ -649,20 +651,74 @@ func TestWorkerKilledFromOutsideIsNoCrashLoop(t *testing.T) {
 }
 
 func TestForkThatFailsIsTriedAgainLater(t *testing.T) {
+	for _, err := range []error{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		inLab(t, 1, func(t *testing.T, b *lab) {
+			b.run()
+			b.forkFails(err)
+			b.forget()
+			go b.process("0.1").die(failed, nil)
+			time.Sleep(250 * time.Millisecond)
+			b.expect("no fork 0", "no fork 0")
+			b.forkFails(nil)
+			time.Sleep(time.Second)
+			b.serves("0.2")
+		})
+	}
+}
+
+// forkFails has forks for slot 0 fail with err.
+func (b *lab) forkFails(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forkErr = err
+}
+
+// However long it lasts, however many workers are missing and however often
+// they are tried, there is one line when it begins, and one when it is over.
+func TestForksThatFailAreToldOnce(t *testing.T) {
 	inLab(t, 1, func(t *testing.T, b *lab) {
+		var text bytes.Buffer
+		b.ErrorLog = log.New(&text, "", 0)
+		said := func(want string) {
+			t.Helper()
+			b.wait()
+			if got := text.String(); got != want {
+				t.Errorf("the log has %q, want %q", got, want)
+			}
+			text.Reset()
+		}
 		b.run()
-		b.mu.Lock()
-		b.forkErr = syscall.EAGAIN
-		b.mu.Unlock()
-		b.forget()
+		b.forkAll = true
+		b.forkFails(syscall.EAGAIN)
 		go b.process("0.1").die(failed, nil)
-		time.Sleep(250 * time.Millisecond)
-		b.expect("no fork 0", "no fork 0")
+		b.wait()
+		b.Spawn(1000)
+		time.Sleep(time.Hour)
+		said("cluster: starting worker 0: resource temporarily unavailable; trying again\n")
 		b.mu.Lock()
-		b.forkErr = nil
+		if n := len(b.deeds); n < 100_000 || n > 200_000 { // one in 30s for each
+			t.Errorf("%d attempts in an hour", n)
+		}
 		b.mu.Unlock()
-		time.Sleep(time.Second)
-		b.serves("0.2")
+		if err := b.RestartWorkers(); !errors.Is(err, syscall.EAGAIN) {
+			t.Errorf("RestartWorkers: %v", err)
+		}
+		b.Remove(900)
+		said("")
+		b.forkFails(nil)
+		time.Sleep(time.Minute)
+		said("cluster: no worker waits to be started any more\n")
+		if n := len(strings.Fields(b.serving())); n != 101 {
+			t.Errorf("%d workers serve", n)
+		}
+		b.forkFails(syscall.EMFILE)
+		if err := b.RestartWorkers(); !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("RestartWorkers: %v", err)
+		}
+		b.Spawn(1)
+		b.wait()
+		b.Remove(1)
+		said("cluster: starting worker 101: too many open files; trying again\ncluster: no worker waits to be started any more\n")
 	})
 }
 

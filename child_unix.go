@@ -3,10 +3,9 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"log"
 	"net"
 	"os"
@@ -177,9 +176,7 @@ func adopt(fd int) *net.UnixConn {
 	if err != nil {
 		return nil
 	}
-	f := os.NewFile(uintptr(dup), "cluster")
-	defer f.Close()
-	c, err := net.FileConn(f)
+	c, err := connOf(dup)
 	if err != nil {
 		return nil
 	}
@@ -269,7 +266,7 @@ func (c *child) read() {
 func (set *socketSet) inherit(from *settings, fds []int) error {
 	if from.files() != len(fds) {
 		closeAll(fds)
-		return fmt.Errorf("cluster: the master announced %d descriptors and passed %d", from.files(), len(fds))
+		return errorf("cluster: the master announced %d descriptors and passed %d", from.files(), len(fds))
 	}
 	set.mu.Lock()
 	defer set.mu.Unlock()
@@ -277,7 +274,7 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 		addr, err := addrOf(fds[0], isPacket(sock.Network))
 		if err != nil {
 			closeAll(fds)
-			return fmt.Errorf("cluster: inherited socket: %w", err)
+			return errorf("cluster: inherited socket: %w", err)
 		}
 		s := &socket{
 			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
@@ -332,7 +329,7 @@ func (m *Master) work(pairs []pair) error {
 	go m.obey(sv)
 	err := sv.run()
 	if err != nil {
-		self.failed(fmt.Errorf("cluster: server: %w", err))
+		self.failed(errorf("cluster: server: %w", err))
 		return err
 	}
 	self.link.close()
@@ -377,10 +374,9 @@ func (m *Master) beat(sv *service) {
 	for range t.C {
 		if m.Alive != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), m.heartbeat())
-			err := m.Alive(ctx)
-			late := ctx.Err()
+			err := cmp.Or(m.Alive(ctx), ctx.Err())
 			cancel()
-			if err := errors.Join(err, late); err != nil {
+			if err != nil {
 				m.logf("cluster: worker %d: Alive: %v", self.id, err)
 				continue
 			}

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -234,6 +233,8 @@ func (c *codec) string(p *string) {
 }
 
 // parse reads the fields of p, which is zero, from what newFrame has written.
+//
+//go:noinline
 func parse(b []byte, p payload) error {
 	c := codec{b: b, reading: true}
 	if p.fields(&c); c.bad {
@@ -256,7 +257,7 @@ func newFrame(kind frameKind, p payload) (frame, error) {
 		p.fields(&c)
 	}
 	if len(c.b) > maxPayload {
-		return frame{}, fmt.Errorf("cluster: message is %d bytes, the limit is %d", len(c.b), maxPayload)
+		return frame{}, errorf("cluster: message is %d bytes, the limit is %d", len(c.b), maxPayload)
 	}
 	return frame{kind: kind, payload: c.b}, nil
 }
@@ -360,7 +361,7 @@ func (l *link) write() {
 			l.mu.Unlock()
 			if err := writeFrame(l.conn, f); err != nil {
 				l.mu.Lock()
-				l.err, l.queue = fmt.Errorf("cluster: the other process is gone: %w", err), nil
+				l.err, l.queue = errorf("cluster: the other process is gone: %w", err), nil
 				l.mu.Unlock()
 				return
 			}
@@ -371,7 +372,7 @@ func (l *link) write() {
 // writeFrame writes one frame, descriptors first.
 func writeFrame(c *net.UnixConn, f frame) error {
 	if len(f.fds) > maxRights {
-		return fmt.Errorf("cluster: %d descriptors in one frame, the limit is %d", len(f.fds), maxRights)
+		return errorf("cluster: %d descriptors in one frame, the limit is %d", len(f.fds), maxRights)
 	}
 	b := make([]byte, frameHeader, frameHeader+len(f.payload))
 	b[0], b[1] = frameVersion, byte(f.kind)
@@ -494,6 +495,7 @@ func parseRights(oob []byte) (fds []int, err error) {
 	return fds, nil
 }
 
+//go:noinline
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
@@ -528,7 +530,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	}
 	path := socketPath(dir, name, os.Getpid())
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
+		return nil, errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
 	}
 	removeStale(dir, name)
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -550,7 +552,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 		logf("cluster: no master socket: %v", err)
 		return nil, nil
 	default:
-		return nil, fmt.Errorf("cluster: master socket: %w; set SocketPath", err)
+		return nil, errorf("cluster: master socket: %w; set SocketPath", err)
 	}
 	if runtime.GOOS != "linux" {
 		os.Chmod(path, 0o600) // fchmod of a socket does nothing there
@@ -646,19 +648,11 @@ func (s *masterSocket) close() {
 // newPair returns the two ends of a connection: the master's, and the raw
 // close-on-exec descriptor that a child is to inherit.
 func newPair() (*net.UnixConn, int, error) {
-	syscall.ForkLock.RLock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fds[0])
-		syscall.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
+	fds, err := socketpair(syscall.SOCK_STREAM)
 	if err != nil {
-		return nil, -1, os.NewSyscallError("socketpair", err)
+		return nil, -1, err
 	}
-	f := os.NewFile(uintptr(fds[0]), "worker")
-	defer f.Close()
-	c, err := net.FileConn(f)
+	c, err := connOf(fds[0])
 	if err != nil {
 		unix.Close(fds[1])
 		return nil, -1, err

@@ -3,9 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
 	"slices"
@@ -90,12 +88,12 @@ func ListenPacket(network, address string) (net.PacketConn, error) {
 func splitAddr(addr string) (network, address string, err error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		if path == "" {
-			return "", "", fmt.Errorf("cluster: Addr %q has no path; write unix:/run/app.sock", addr)
+			return "", "", errorf("cluster: Addr %q has no path; write unix:/run/app.sock", addr)
 		}
 		return "unix", path, nil
 	}
 	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return "", "", fmt.Errorf("cluster: Addr %q: %w; write host:port, :port or unix:/path", addr, err)
+		return "", "", errorf("cluster: Addr %q: %w; write host:port, :port or unix:/path", addr, err)
 	}
 	return "tcp", addr, nil
 }
@@ -283,7 +281,7 @@ func (set *socketSet) get(network, address string, bind func() (any, error)) (*s
 		}
 	}
 	if IsWorker() {
-		return nil, fmt.Errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
+		return nil, errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
 	}
 	conn, err := bind()
 	if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
@@ -363,7 +361,7 @@ func (set *socketSet) find(l net.Listener) (*listener, error) {
 			return set.add(l.Addr().Network(), l.Addr().String(), l).listener(), nil
 		}
 	}
-	return nil, fmt.Errorf("cluster: a %T on %v has no listener of cluster.Listen inside", l, l.Addr())
+	return nil, errorf("cluster: a %T on %v has no listener of cluster.Listen inside", l, l.Addr())
 }
 
 // sockets returns a snapshot of the set.
@@ -401,21 +399,13 @@ func (set *socketSet) dropped() (list []*socket) {
 	return list
 }
 
-// own makes the inherited sockets this process's.
-func (set *socketSet) own() {
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	for _, s := range set.list {
-		s.inherited = false
-	}
-}
-
-// disown leaves these sockets to another process.
-func (set *socketSet) disown(list []*socket) {
+// disown leaves these sockets to another process, or makes them this
+// process's own.
+func (set *socketSet) disown(list []*socket, yes bool) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	for _, s := range list {
-		s.inherited = true
+		s.inherited = yes
 	}
 }
 
@@ -654,7 +644,10 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		<-l.received
 	}
 	l.mu.Lock() // cover may be at it
-	from := append(slices.Collect(maps.Values(l.covered)), inner)
+	from := []net.Listener{inner}
+	for _, other := range l.covered {
+		from = append(from, other)
+	}
 	l.mu.Unlock()
 	l.covering.Wait()
 	if c := l.takeHanded(inner); c != nil {
@@ -805,6 +798,7 @@ func (c *accepted) done() {
 	}
 }
 
+//go:noinline
 func isClosedChan(c <-chan struct{}) bool {
 	select {
 	case <-c:

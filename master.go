@@ -286,43 +286,42 @@ func (m *Master) begin() error {
 	if err := self.await(); err != nil {
 		return err
 	}
-	errs := append(m.errs, m.check()...)
-	if len(errs) == 0 && m.Dir != "" && !self.worker {
-		if err := os.Chdir(m.Dir); err != nil {
-			errs = append(errs, fmt.Errorf("cluster: Dir: %w", err))
-		}
+	if err := m.check(); err != nil {
+		return err
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	if m.Dir != "" && !self.worker {
+		if err := os.Chdir(m.Dir); err != nil {
+			return errorf("cluster: Dir: %w", err)
+		}
 	}
 	for i := 0; i < len(m.Plugins); i++ { // a plugin may use another
 		if m.Plugins[i] == nil {
-			return fmt.Errorf("cluster: Plugins[%d] is nil", i)
+			return errorf("cluster: Plugins[%d] is nil", i)
 		}
 		if err := m.Plugins[i](m); err != nil {
-			return fmt.Errorf("cluster: plugin: %w", err)
+			return errorf("cluster: plugin: %w", err)
 		}
 	}
-	if errs := append(m.errs, m.check()...); len(errs) > 0 { // plugins set options too
-		return errors.Join(errs...)
-	}
-	return nil
+	return m.check() // plugins set options too
 }
 
 // check returns what is wrong with the settings.
-func (m *Master) check() (errs []error) {
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("cluster: "+format, args...)) }
-	if m.Workers < 0 {
-		bad("Workers is %d; it can't be negative", m.Workers)
-	}
-	if m.Backlog < 0 {
-		bad("Backlog is %d; it can't be negative", m.Backlog)
-	}
-	if m.Timeout < 0 {
-		bad("Timeout is %v; it can't be negative", m.Timeout)
-	}
-	if m.RestartTimeout < 0 {
-		bad("RestartTimeout is %v; it can't be negative", m.RestartTimeout)
+func (m *Master) check() error {
+	errs := slices.Clip(m.errs)
+	bad := func(format string, args ...any) { errs = append(errs, errorf("cluster: "+format, args...)) }
+	for _, f := range []struct {
+		name     string
+		value    any
+		negative bool
+	}{
+		{"Workers", m.Workers, m.Workers < 0},
+		{"Backlog", m.Backlog, m.Backlog < 0},
+		{"Timeout", m.Timeout, m.Timeout < 0},
+		{"RestartTimeout", m.RestartTimeout, m.RestartTimeout < 0},
+	} {
+		if f.negative {
+			bad("%s is %v; it can't be negative", f.name, f.value)
+		}
 	}
 	if isNil(m.Server) {
 		bad("Server is a nil %T", m.Server)
@@ -338,11 +337,9 @@ func (m *Master) check() (errs []error) {
 		bad("ReusePort is for TCP; Addr is %q", m.Addr)
 	}
 	if !self.worker && !m.inline() {
-		if err := m.checkFork(); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.checkFork()...)
 	}
-	return errs
+	return errors.Join(errs...)
 }
 
 // isNil reports whether v is an interface that holds a nil pointer.
@@ -357,7 +354,7 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 	if m.NewServer != nil && (self.worker || m.inline()) {
 		var err error
 		if server, err = m.NewServer(); err != nil {
-			return nil, fmt.Errorf("cluster: NewServer: %w", err)
+			return nil, errorf("cluster: NewServer: %w", err)
 		}
 		if server == nil || isNil(server) {
 			return nil, errors.New("cluster: NewServer returned nil")
@@ -366,14 +363,14 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 	var pairs []pair
 	add := func(l net.Listener, s Server) error {
 		if isNil(l) {
-			return fmt.Errorf("cluster: the listener is a nil %T", l)
+			return errorf("cluster: the listener is a nil %T", l)
 		}
 		ours, err := shared.find(l)
 		if err != nil {
 			return err
 		}
 		if slices.ContainsFunc(pairs, func(p pair) bool { return p.ours == ours }) {
-			return fmt.Errorf("cluster: the listener on %v is served twice", l.Addr())
+			return errorf("cluster: the listener on %v is served twice", l.Addr())
 		}
 		if l.Addr() == ours.Addr() && reflect.TypeOf(l) != reflect.TypeOf(ours) {
 			switch l.(type) {
@@ -516,7 +513,7 @@ func (m *Master) do(f func(*supervisor) error) error {
 // Hooks.WorkerConnected for when they are ready.
 func (m *Master) Spawn(n int) error {
 	if n < 0 {
-		return fmt.Errorf("cluster: Spawn(%d): use Remove", n)
+		return errorf("cluster: Spawn(%d): use Remove", n)
 	}
 	return m.do(func(s *supervisor) error {
 		s.grow(n)
@@ -530,7 +527,7 @@ func (m *Master) Spawn(n int) error {
 // there are.
 func (m *Master) Remove(n int, sig ...os.Signal) error {
 	if n < 0 {
-		return fmt.Errorf("cluster: Remove(%d): use Spawn", n)
+		return errorf("cluster: Remove(%d): use Spawn", n)
 	}
 	return m.do(func(s *supervisor) error { return s.shrink(n, first(sig, syscall.SIGQUIT)) })
 }
@@ -669,7 +666,7 @@ func (m *Master) Conns() (active, total int64) {
 func (m *Master) Send(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("cluster: message %q: %w", name, err)
+		return errorf("cluster: message %q: %w", name, err)
 	}
 	switch {
 	case self.worker:

@@ -201,7 +201,7 @@ func (s *supervisor) handle(e event) {
 
 	case workerDraining:
 		if w.State() < WorkerDraining {
-			s.rolled(w, fmt.Errorf("cluster: worker %d drained before it was ready", w.ID))
+			s.rolled(w, errorf("cluster: worker %d drained before it was ready", w.ID))
 			w.set(WorkerDraining)
 			s.within(w, s.timeout)
 			s.refill(s.leave(w), 0)
@@ -259,51 +259,34 @@ func (s *supervisor) handle(e event) {
 // cover sees to it that somebody accepts from every slot's socket: if not a
 // worker of that slot, another one.
 func (s *supervisor) cover() {
-	if s.waiting || s.state != Active {
+	if s.waiting || s.state != Active || len(s.covers) == 0 {
 		return
 	}
-	for id, w := range s.covers {
-		if w != nil && w.State() != WorkerReady {
-			w = nil
+	var ready []*Worker
+	for _, w := range s.workers {
+		if w.State() == WorkerReady {
+			ready = append(ready, w)
 		}
-		alone := s.apart || id > 0 // no other worker has this socket anyway
-		for _, sl := range s.slots {
-			if s.apart && sl.id == id && sl.cur != nil && sl.cur.State() == WorkerReady {
-				alone = false
+	}
+	for id, w := range s.covers {
+		needed := s.apart || id > 0 // slot 0's is everybody's otherwise
+		for _, other := range ready {
+			if s.apart && other.ID == id {
+				needed = false
 			}
 		}
 		switch {
-		case w != nil && !alone:
-			w.proc.cover(id, false)
-			w = nil
-		case w == nil && alone:
-			if w = s.leastCovering(); w != nil {
+		case !slices.Contains(ready, w):
+			if w = nil; needed && len(ready) > 0 {
+				w = ready[id%len(ready)]
 				w.proc.cover(id, true)
 			}
+		case !needed:
+			w.proc.cover(id, false)
+			w = nil
 		}
 		s.covers[id] = w
 	}
-}
-
-// leastCovering returns the ready worker that accepts for the fewest others,
-// or nil.
-func (s *supervisor) leastCovering() (best *Worker) {
-	least := 0
-	for _, w := range s.workers {
-		if w.State() != WorkerReady {
-			continue
-		}
-		n := 0
-		for _, other := range s.covers {
-			if other == w {
-				n++
-			}
-		}
-		if best == nil || n < least {
-			best, least = w, n
-		}
-	}
-	return best
 }
 
 func (s *supervisor) nowReady(w *Worker) {
@@ -396,7 +379,7 @@ func (s *supervisor) nowLate(w *Worker) {
 	if w.State() == WorkerStarting {
 		after = s.restartTimeout
 		if w.failure == nil {
-			w.failure = fmt.Errorf("not ready after %v", after)
+			w.failure = errorf("not ready after %v", after)
 		}
 	}
 	s.timedOut(w, after)
@@ -606,7 +589,7 @@ func (s *supervisor) grow(n int) {
 // shrink removes the n slots with the highest ids.
 func (s *supervisor) shrink(n int, sig os.Signal) error {
 	if n > len(s.slots) {
-		return fmt.Errorf("cluster: Remove(%d): there are only %d workers", n, len(s.slots))
+		return errorf("cluster: Remove(%d): there are only %d workers", n, len(s.slots))
 	}
 	for range n {
 		sl := s.slots[len(s.slots)-1]
@@ -646,7 +629,7 @@ func (s *supervisor) retire(w *Worker, sig os.Signal, last bool) {
 		w.set(WorkerDraining)
 		w.stopTimer()
 		w.proc.signal(syscall.SIGKILL)
-		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
+		s.rolled(w, errorf("cluster: worker %d was stopped before it was ready", w.ID))
 	case WorkerReady:
 		s.leave(w)
 		w.set(WorkerDraining)
@@ -670,7 +653,7 @@ func (s *supervisor) kill(sig os.Signal) error {
 	var errs []error
 	for _, w := range s.workers {
 		if err := s.tell(w, sig, false); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			errs = append(errs, fmt.Errorf("cluster: worker %d: %w", w.ID, err))
+			errs = append(errs, errorf("cluster: worker %d: %w", w.ID, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -690,12 +673,14 @@ func (s *supervisor) restart(sig os.Signal, ids ...int) (<-chan error, error) {
 	if s.state != Active {
 		return nil, ErrNotRunning
 	}
-	slots := slices.Clone(s.slots)
-	if len(ids) > 0 {
-		slots = slices.DeleteFunc(slots, func(sl *slot) bool { return !slices.Contains(ids, sl.id) })
-		if len(slots) == 0 {
-			return nil, fmt.Errorf("cluster: there is no worker %d", ids[0])
+	var slots []*slot
+	for _, sl := range s.slots {
+		if len(ids) == 0 || slices.Contains(ids, sl.id) {
+			slots = append(slots, sl)
 		}
+	}
+	if len(slots) == 0 && len(ids) > 0 {
+		return nil, errorf("cluster: there is no worker %d", ids[0])
 	}
 	r := s.nextRoll
 	if r == nil {

@@ -1663,22 +1663,22 @@ func TestSlotsWithoutAReadyWorkerAreCovered(t *testing.T) {
 		b.expect("fork 0.1", "fork 1.1", "fork 2.1", "cover 0.1 1 true", "cover 0.1 2 true",
 			"cover 0.1 1 false", "cover 0.1 2 false")
 		go b.process("1.1").die(killed, nil)
-		b.expect("fork 1.2", "cover 0.1 1 true")
-		go b.process("0.1").die(killed, nil)
-		b.expect("fork 0.2", "cover 2.1 0 true", "cover 2.1 1 true")
+		b.expect("fork 1.2", "cover 2.1 1 true")
+		go b.process("2.1").die(killed, nil)
+		b.expect("fork 2.2", "cover 0.1 1 true", "cover 0.1 2 true")
 		time.Sleep(time.Hour)
-		b.expect("cover 2.1 1 false", "cover 2.1 0 false")
+		b.expect("cover 0.1 1 false", "cover 0.1 2 false")
 
 		b.Remove(1)
-		b.expect("drain 2.1", "cover 1.2 2 true")
+		b.expect("drain 2.2", "cover 0.1 2 true")
 		go b.RestartWorkers() // the slot that is gone is passed on
-		b.expect("fork 0.3", "fork 1.3")
+		b.expect("fork 0.2", "fork 1.3")
 		time.Sleep(time.Hour)
-		b.expect("drain 0.2", "drain 1.2", "cover 0.3 2 true")
+		b.expect("drain 0.1", "cover 1.2 2 true", "drain 1.2", "cover 0.2 2 true")
 		b.Spawn(1)
-		b.expect("fork 2.2")
+		b.expect("fork 2.3")
 		time.Sleep(time.Hour)
-		b.expect("cover 0.3 2 false")
+		b.expect("cover 0.2 2 false")
 	})
 }
 
@@ -1692,8 +1692,8 @@ func TestSocketsOfNoSlotAreCovered(t *testing.T) {
 			b.s.waiting = false
 			return nil
 		})
-		b.expect("cover 0.1 1 true", "cover 1.1 2 true")
+		b.expect("cover 1.1 1 true", "cover 0.1 2 true")
 		go b.process("0.1").die(killed, nil)
-		b.expect("fork 0.2", "cover 1.1 1 true")
+		b.expect("fork 0.2", "cover 1.1 2 true")
 	})
 }

@@ -85,7 +85,7 @@ func (w *Worker) Kill(sig os.Signal) error {
 func (w *Worker) Send(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("cluster: message %q: %w", name, err)
+		return errorf("cluster: message %q: %w", name, err)
 	}
 	return w.proc.message(name, data)
 }

@@ -455,6 +455,14 @@ func init() {
 	}
 }
 
+// located is a server that tells where it serves.
+type located struct{ *http.Server }
+
+func (s located) Serve(l net.Listener) error {
+	report("addr", nil, l.Addr().Network()+" "+l.Addr().String())
+	return s.Server.Serve(l)
+}
+
 // deaf is a server that never accepts.
 type deaf struct{ cluster.Server }
 
@@ -546,6 +554,11 @@ func runFleet(server cluster.Server) {
 			}
 		}
 		return server, nil
+	}
+	if m.Addr != "" {
+		m.NewServer = func() (cluster.Server, error) { return located{server.(*http.Server)}, nil }
+		finish(m.ListenAndServe(nil))
+		return
 	}
 	l := listen(0)
 	for i := 1; ; i++ {

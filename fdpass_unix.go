@@ -642,6 +642,7 @@ func (s *masterSocket) close() {
 		return
 	}
 	s.file.remove()
+	s.file = inode{} // what is there later is somebody else's
 	s.l.Close()
 }
 

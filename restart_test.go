@@ -1144,7 +1144,7 @@ func TestSlowDrainDelaysNoRestart(t *testing.T) {
 		f.flip("v" + strconv.Itoa(i+1))
 		f.mustTell(f.master, "restart")
 		f.master = f.wait("listening").Pid
-		f.awaitVersion("v" + strconv.Itoa(i+1))
+		f.waitFor("the old worker to accept no more", func(e event) bool { return e.Name == "waiting" && e.Pid == h.Pid })
 	}
 	for _, e := range f.history("restart") {
 		if e.Pid == f.master {

@@ -75,7 +75,7 @@ type child struct {
 	signals  chan os.Signal // of a worker, registered before main begins
 	frames   chan frame     // what came after the settings
 	served   chan struct{}  // closed by frameServe: a worker may accept, a new master is the master
-	ready    atomic.Bool    // a worker has told that it is
+	begun    atomic.Bool    // a worker serves, or ends because it was told to before
 	gone     chan struct{}  // closed when the master is gone
 }
 
@@ -211,13 +211,13 @@ func (c *child) read() {
 		case f.kind == frameSockets && !complete:
 			files = append(files, f.fds...)
 		case f.kind == frameServe && complete:
-			select {
-			case <-c.served:
-			default:
+			if !isClosedChan(c.served) {
 				close(c.served)
 			}
 		case f.kind == frameCover && complete:
 			shared.cover(f)
+		case f.kind == frameDrain && c.idle():
+			os.Exit(0)
 		default:
 			if f.kind == frameReopen && len(f.fds) == 2 {
 				unix.Dup2(f.fds[0], 1)
@@ -236,16 +236,8 @@ func (c *child) read() {
 		}
 	})
 	// A connection that is out of order is of no more use than a closed one.
-	held := false
-	if c.settings.Hold {
-		select {
-		case <-c.served:
-		default:
-			held = true
-		}
-	}
-	if c.worker && (held || !c.ready.Load()) || !complete {
-		os.Exit(1) // it serves nobody
+	if c.worker && c.idle() || !complete {
+		os.Exit(1)
 	}
 	close(c.gone)
 	if c.heir {
@@ -260,6 +252,12 @@ func (c *child) read() {
 		log.Printf("cluster: worker %d: the master is gone (%v), and %v were not enough to finish", c.id, err, c.settings.Timeout)
 		os.Exit(1)
 	}
+}
+
+// idle reports whether this worker serves nobody, and sees to it that it never
+// will.
+func (c *child) idle() bool {
+	return c.settings.Hold && !isClosedChan(c.served) || !c.begun.Swap(true)
 }
 
 // inherit fills the set with the sockets that came from another process.
@@ -350,6 +348,9 @@ func (m *Master) workAbstract() error {
 // settle takes over the settings of the master, and the signals of the user,
 // before the master can hear that this worker is ready.
 func (m *Master) settle() {
+	if self.begun.Swap(true) {
+		select {} // too late
+	}
 	for sig := range m.Signals {
 		signal.Notify(self.signals, sig)
 	}
@@ -360,7 +361,6 @@ func (m *Master) settle() {
 
 // nowReady tells the master, and gives signs of life from now on.
 func (m *Master) nowReady(sv *service) {
-	self.ready.Store(true)
 	self.link.sendValue(frameReady, nil)
 	if m.heartbeat() > 0 {
 		go m.beat(sv)

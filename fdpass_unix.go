@@ -363,6 +363,7 @@ func (l *link) write() {
 				l.mu.Lock()
 				l.err, l.queue = errorf("cluster: the other process is gone: %w", err), nil
 				l.mu.Unlock()
+				l.conn.CloseWrite() // if it isn't, it must not wait for more
 				return
 			}
 		}

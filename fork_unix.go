@@ -182,8 +182,9 @@ func (m *Master) fork(s *supervisor) (release func(), err error) {
 	return func() {
 		active.Store(!s.over())
 		m.mu.Lock()
-		defer m.mu.Unlock()
-		if s.over() || m.current == nil || m.heir.Load() != nil { // else a restart is about to pass them on
+		restarting := m.current != nil && m.heir.Load() == nil
+		m.mu.Unlock()
+		if s.over() || !restarting { // else they are about to be passed on
 			f.socket.close()
 			shared.close(true) // what belongs to a new master it keeps
 		}

@@ -468,6 +468,14 @@ type deaf struct{ cluster.Server }
 
 func (deaf) Serve(net.Listener) error { hang(); return nil }
 
+// late is a server that accepts when the gate is open.
+type late struct{ cluster.Server }
+
+func (s late) Serve(l net.Listener) error {
+	gate()
+	return s.Server.Serve(l)
+}
+
 var _ = helper("fleet", func() { runFleet(&http.Server{Handler: fleetHandler()}) })
 
 // fleetHandler is handler, and tells the version.
@@ -565,7 +573,11 @@ func runFleet(server cluster.Server) {
 		if _, ok := argument("listen", i); !ok {
 			break
 		}
-		m.Add(listen(i), server)
+		if mode() == "late" {
+			m.Add(listen(i), late{server})
+		} else {
+			m.Add(listen(i), server)
+		}
 	}
 	if mode() == "take" && !cluster.IsWorker() {
 		os.Exit(8)
@@ -1206,6 +1218,51 @@ func TestShutdownDuringARestartEndsBothGenerations(t *testing.T) {
 			}
 			f.end(0)
 		})
+	}
+}
+
+// A worker that is not ready yet, as one of its servers does not accept, may
+// have a request by another one all the same.
+func TestRequestToAWorkerThatIsStartingIsAnswered(t *testing.T) {
+	t.Parallel()
+	for _, end := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGTTOU, syscall.SIGKILL} {
+		f := newFleet(t, "v1,mode=late", "workers=2", "listen=tcp 127.0.0.1:0", "listen=tcp 127.0.0.1:0")
+		f.start()
+		f.waitN(2, "gate")
+		var requests []*held
+		for id := range 2 { // one to each worker
+			for len(requests) == id {
+				if h := f.hold(); id == 0 || h.Pid != requests[0].Pid {
+					requests = append(requests, h)
+				} else {
+					h.finish()
+				}
+			}
+		}
+		f.signal(end)
+		switch end {
+		case syscall.SIGQUIT:
+			f.wait("closing")
+		case syscall.SIGTTOU:
+			f.wait("removed")
+		case syscall.SIGKILL:
+			f.dead(f.pid())
+		}
+		f.open()
+		for _, h := range requests {
+			if got := h.finish(); got != strconv.Itoa(h.Pid) {
+				t.Errorf("%v: answered by %s, want %d", end, got, h.Pid)
+			}
+		}
+		switch end {
+		case syscall.SIGQUIT:
+			f.end(0)
+		case syscall.SIGTTOU:
+			f.wait("listening")
+			f.quit()
+		case syscall.SIGKILL:
+			f.end(-int(end), fmt.Sprintf("cluster.%d.server.sock", f.pid()))
+		}
 	}
 }
 

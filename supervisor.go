@@ -618,24 +618,16 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 }
 
 // retire tells w to finish. It is out of its slot from now on. One that is
-// still starting serves nobody and is killed.
+// still starting may serve already: it knows, and ends at once if it doesn't.
 func (s *supervisor) retire(w *Worker, sig os.Signal, last bool) {
-	if w == nil {
+	if w == nil || w.State() > WorkerReady {
 		return
 	}
-	switch w.State() {
-	case WorkerStarting:
-		s.leave(w)
-		w.set(WorkerDraining)
-		w.stopTimer()
-		w.proc.signal(syscall.SIGKILL)
-		s.rolled(w, errorf("cluster: worker %d was stopped before it was ready", w.ID))
-	case WorkerReady:
-		s.leave(w)
-		w.set(WorkerDraining)
-		s.tell(w, sig, last)
-		s.within(w, s.timeout)
-	}
+	s.leave(w)
+	w.set(WorkerDraining)
+	s.tell(w, sig, last)
+	s.within(w, s.timeout)
+	s.rolled(w, errorf("cluster: worker %d was stopped before it was ready", w.ID))
 }
 
 // tell sends sig to w. SIGQUIT goes as a message, which can't arrive before
@@ -718,7 +710,7 @@ func (s *supervisor) rolled(w *Worker, err error) {
 		r.todo = nil
 		for _, sl := range s.slots {
 			if sl.next != nil && sl.next.roll == r {
-				s.retire(sl.next, syscall.SIGKILL, false)
+				s.retire(sl.next, syscall.SIGQUIT, false)
 			}
 		}
 	}
@@ -775,7 +767,9 @@ func (s *supervisor) shutdown(state State) {
 			s.quiesce()
 		}
 	}
-	s.release()
+	if s.starting() == 0 { // else the sockets may still be on their way to one
+		s.release()
+	}
 	s.fireKill(sig)
 	for _, w := range slices.Clone(s.workers) {
 		if state == GracefulShutdown {

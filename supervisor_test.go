@@ -964,7 +964,7 @@ func TestRemoveOfAWorkerThatKeepsOthersWaitingMakesTheClusterReady(t *testing.T)
 		})
 		b.run()
 		b.Remove(1)
-		b.expect("fork 0.1", "fork 1.1", "killed 1.1")
+		b.expect("fork 0.1", "fork 1.1", "drain 1.1")
 		select {
 		case <-b.s.ready:
 		default:
@@ -1098,7 +1098,7 @@ func TestRollingRestart(t *testing.T) {
 		})
 		err := begin(func() error { return b.RestartWorkers() })
 		time.Sleep(5 * time.Second)
-		b.expect("fork 0.2", "fork 1.2", "drain 0.1", "fork 2.2", "killed 2.2")
+		b.expect("fork 0.2", "fork 1.2", "drain 0.1", "fork 2.2", "drain 2.2")
 		b.serves("0.2 1.1 2.1 3.1 4.1")
 		var se *StartError
 		if err := returned(t, err); !errors.As(err, &se) || se.ID != 1 || se.ProcessState != failed {
@@ -1186,7 +1186,7 @@ func TestRollingRestart(t *testing.T) {
 		b.Remove(1) // not begun
 		b.expect("fork 0.2", "fork 1.2", "drain 3.1")
 		b.Remove(2) // one not begun, one under way
-		b.expect("drain 2.1", "killed 1.2", "drain 1.1")
+		b.expect("drain 2.1", "drain 1.2", "drain 1.1")
 		time.Sleep(time.Second)
 		b.expect("drain 0.1")
 		if err := returned(t, err); err != nil {
@@ -1200,7 +1200,7 @@ func TestRollingRestart(t *testing.T) {
 		first := begin(func() error { return b.RestartWorkers() })
 		second := begin(func() error { return b.RestartWorkers() })
 		closed := begin(func() error { return b.Close() })
-		b.expect("fork 0.2", "fork 1.2", "quiesce", "drain last 0.1", "drain last 1.1", "drain last 2.1", "killed 0.2", "killed 1.2")
+		b.expect("fork 0.2", "fork 1.2", "quiesce", "drain last 0.1", "drain last 1.1", "drain last 2.1", "drain last 0.2", "drain last 1.2")
 		for _, c := range []<-chan error{first, second} {
 			if err := returned(t, c); !errors.Is(err, ErrNotRunning) {
 				t.Errorf("it returned %v, want ErrNotRunning", err)

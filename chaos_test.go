@@ -78,6 +78,7 @@ type chaos struct {
 	next    int            // restarts that have not been followed yet
 	killed  map[int]string // processes that have been, and how
 	hung    map[int]bool   // those of them that are for the master to find
+	workers []event        // before this step
 	violent bool           // this step kills
 	double  bool           // this step does two things at once
 
@@ -98,7 +99,7 @@ var deeds = [][]deed{
 	{killWorkers}, {killWorkers}, {abortWorker}, {stopWorker}, {stopWorker}, {hangWorker}, {leakMemory},
 	{spawn}, {spawn}, {remove}, {remove}, {replace}, {restartWorkers}, {restart}, {restart},
 	{badRestart}, {badRestart},
-	{restart, restart}, {restart, killWorkers}, {restart, abortWorker}, {restart, stopWorker}, {restart, restartWorkers}, {restart, replace},
+	{restart, restart}, {restart, killWorkers}, {restart, abortWorker}, {restart, stopWorker}, {restartWorkers, restart}, {replace, restart},
 	{badRestart, killWorkers}, {badRestart, stopWorker}, {badRestart, restartWorkers},
 	{restartWorkers, restartWorkers}, {restartWorkers, killWorkers}, {restartWorkers, stopWorker},
 	{restartWorkers, spawn}, {restartWorkers, remove}, {restartWorkers, replace}, {replace, replace}, {replace, abortWorker},
@@ -107,9 +108,8 @@ var deeds = [][]deed{
 
 var (
 	killWorkers = deed{"SIGKILL", func(x *chaos) func() {
-		list := x.children("")
-		for range 1 + x.rng.IntN(len(list)) {
-			x.kill(list[x.rng.IntN(len(list))].Pid, syscall.SIGKILL)
+		for range 1 + x.rng.IntN(len(x.workers)) {
+			x.kill(x.one().Pid, syscall.SIGKILL)
 		}
 		return nil
 	}}
@@ -208,8 +208,8 @@ func (x *chaos) roll(command string) (wait func()) {
 	}
 }
 
-// children returns the current master's workers in that state, or in any, as
-// events so that they have ID and Pid.
+// children returns the current master's workers in that state, or in any. Text
+// is their state.
 func (x *chaos) children(state string) (list []event) {
 	for line := range strings.Lines(x.tell(x.master, "children")) {
 		var e event
@@ -223,14 +223,8 @@ func (x *chaos) children(state string) (list []event) {
 	return list
 }
 
-// one returns one of the workers that are ready.
-func (x *chaos) one() event {
-	list := x.children("ready")
-	if len(list) == 0 {
-		x.t.Fatal("no worker is ready")
-	}
-	return list[x.rng.IntN(len(list))]
-}
+// one returns one of the workers that there were before this step.
+func (x *chaos) one() event { return x.workers[x.rng.IntN(len(x.workers))] }
 
 func (x *chaos) kill(pid int, sig syscall.Signal) {
 	x.violent, x.killed[pid] = true, sig.String()
@@ -247,11 +241,11 @@ func (x *chaos) died(pid int) {
 func (x *chaos) step(what ...deed) {
 	x.t.Helper()
 	x.steps++
-	x.violent, x.double = false, len(what) > 1
+	x.workers, x.violent, x.double = x.children("ready"), false, len(what) > 1
 	var names []string
 	var waits []func()
 	for i, d := range what {
-		if i > 0 {
+		if i > 0 && d.name != what[0].name {
 			time.Sleep(time.Duration(x.rng.IntN(100)) * time.Millisecond)
 		}
 		names = append(names, d.name)

@@ -179,10 +179,11 @@ func (cu *customer) hangUp() {
 func (cu *customer) request(size int, slowly, last bool) {
 	cu.n++
 	fail := failure{id: fmt.Sprintf("%s.%d", cu.name, cu.n)}
-	if fail.err = cu.call(); fail.err != nil {
+	fail.err = cu.call()
+	if fail.dialed = cu.dialed; fail.err != nil {
 		fail.uncalled = true
 	} else {
-		fail.addr, fail.dialed = cu.addr, cu.dialed
+		fail.addr = cu.addr
 		fail.pid, last, fail.wrong, fail.err = cu.roundTrip(fail.id, size, slowly, last)
 	}
 	if fail.err == nil {

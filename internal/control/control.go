@@ -180,21 +180,20 @@ func (s *Server) bind() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(s.address), 0o755); err != nil {
 		return nil, err
 	}
-	lc := net.ListenConfig{Control: private}
-	l, err := lc.Listen(context.Background(), s.network, s.address)
+	l, err := listenUnix(s.address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		info, serr := os.Lstat(s.address)
 		if serr == nil && info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("%s is in the way, and no socket: remove it, or choose another path", s.address)
 		}
 		if serr == nil && removeStale(s.address, info) {
-			l, err = lc.Listen(context.Background(), s.network, s.address)
+			l, err = listenUnix(s.address)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	err = os.Chmod(s.address, 0o600) // where private could not
+	err = os.Chmod(s.address, 0o600) // where listenUnix could not
 	if err == nil {
 		s.file, err = os.Lstat(s.address)
 	}
@@ -204,6 +203,13 @@ func (s *Server) bind() (net.Listener, error) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // close does it
 	return l, nil
+}
+
+// listenUnix listens at a socket which is its owner's alone as soon as it has
+// a name, if the system can do that.
+func listenUnix(path string) (net.Listener, error) {
+	lc := net.ListenConfig{Control: private}
+	return lc.Listen(context.Background(), "unix", path)
 }
 
 // removeStale removes a socket that nobody listens at.

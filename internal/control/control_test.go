@@ -31,12 +31,14 @@ func TestMain(m *testing.M) {
 func serveClient(ctx context.Context, c net.Conn) {
 	fmt.Fprintln(c, os.Getpid())
 	defer context.AfterFunc(ctx, func() {
+		time.Sleep(50 * time.Millisecond) // it has that time
 		fmt.Fprintln(c, "bye")
 		c.Close()
 	})()
 	io.Copy(io.Discard, c)
 }
 
+// run runs a cluster whose worker doesn't end while there is a file "busy".
 func run(m *cluster.Master) {
 	m.Workers = 1
 	if err := m.Start(); err != nil {
@@ -45,6 +47,10 @@ func run(m *cluster.Master) {
 	}
 	if m.IsWorker() {
 		<-m.Done()
+		clustertest.Eventually(clustertest.Patience, func() bool {
+			_, err := os.Stat("busy")
+			return err != nil
+		})
 	} else if err := m.Wait(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -251,8 +257,7 @@ func TestSocketIsPrivate(t *testing.T) {
 
 	if runtime.GOOS == "linux" { // it is from birth
 		path += "2"
-		lc := net.ListenConfig{Control: private}
-		l, err := lc.Listen(context.Background(), "unix", path)
+		l, err := listenUnix(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -288,6 +293,20 @@ func TestListenInTheWay(t *testing.T) {
 		}
 		wantMode(t, path, fs.ModeSocket|0o600)
 		dial(t, path).expect(t, strconv.Itoa(os.Getpid()))
+	})
+	t.Run("another kind of socket", func(t *testing.T) {
+		path := filepath.Join(dir, "datagram")
+		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if err := newServer(t, path).listen(); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("listen: %v", err)
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Error(err)
+		}
 	})
 	for name, create := range map[string]func(path string) error{
 		"file":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) },
@@ -448,13 +467,20 @@ func TestNewMasterTakesOver(t *testing.T) {
 	old := p.WaitPid("listening")
 	c := dial(t, path)
 	c.expect(t, strconv.Itoa(old))
+	busy := filepath.Join(p.Dir, "busy")
 	for range 2 {
+		if err := os.WriteFile(busy, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 		p.Signal(syscall.SIGUSR2)
-		next := p.WaitPid("listening")
+		next := awaitMaster(t, path, p.WaitPid("listening")) // while the old one drains
+		wantMode(t, path, fs.ModeSocket|0o600)
+		if err := os.Remove(busy); err != nil {
+			t.Fatal(err)
+		}
 		c.expect(t, "bye")
 		c.expectEOF(t)
-		c = awaitMaster(t, path, next)
-		wantMode(t, path, fs.ModeSocket|0o600)
+		c = next
 		p.WaitPid("restarted")
 	}
 	p.Signal(syscall.SIGQUIT)

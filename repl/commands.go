@@ -53,7 +53,7 @@ func Define(name string, f Func, description string) {
 
 func define(name string, most int, run func(*session, []string) error, description string) {
 	word, params, err := parse(name)
-	if err != nil || word == "" {
+	if err != nil || word == "" || len(params) > 0 && !strings.HasPrefix(name, word+"(") {
 		panic(fmt.Sprintf("repl: Define(%q): bad name", name))
 	}
 	c := &command{word, params, most, description, run}

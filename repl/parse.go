@@ -60,11 +60,13 @@ func parseList(s string) (args []string, err error) {
 		if s == ")" {
 			break
 		}
-		if s == "" || s[0] == ')' {
-			return nil, unexpected(s, ")")
-		}
-		if s[0] != ',' {
-			return nil, unexpected(s, ",")
+		switch {
+		case s == "":
+			return nil, missing(")", s)
+		case s[0] == ')':
+			return nil, fmt.Errorf("%q is after the closing parenthesis", s[1:])
+		case s[0] != ',':
+			return nil, missing(",", s)
 		}
 		s = s[1:]
 	}
@@ -80,18 +82,19 @@ func parseWords(s string) (args []string, err error) {
 		}
 		args = append(args, arg)
 		if s != "" && !strings.ContainsAny(s[:1], blanks) {
-			return nil, unexpected(s, "a blank")
+			return nil, missing("a blank", s)
 		}
 		s = strings.TrimLeft(s, blanks)
 	}
 	return args, nil
 }
 
-func unexpected(s, want string) error {
+// missing is the error for what should be before s.
+func missing(what, s string) error {
 	if s == "" {
-		return fmt.Errorf("%s is missing at the end", want)
+		return fmt.Errorf("%s is missing at the end", what)
 	}
-	return fmt.Errorf("%s is missing before %q", want, s)
+	return fmt.Errorf("%s is missing before %q", what, s)
 }
 
 // parseArg parses the argument that s begins with, which without quotes goes
@@ -105,7 +108,7 @@ func parseArg(s, stop string) (arg, rest string, err error) {
 		n = len(s)
 	}
 	if n == 0 {
-		return "", "", unexpected(s, "an argument")
+		return "", "", missing("an argument", s)
 	}
 	return s[:n], s[n:], nil
 }

@@ -78,10 +78,11 @@ func lookup(name string) *command {
 	return commands.list[i]
 }
 
-// Title writes the title of a section to w, as the command pids does.
+// Title writes the title of a section to w, as the command pids does: there
+// are no colours.
 func Title(w io.Writer, s string) { fmt.Fprintf(w, "\n  %s\n", s) }
 
-// Row writes one line of a section to w, as the command pids does.
+// Row writes one line of a section to w, a key and a value of any type.
 func Row(w io.Writer, key string, value any) { fmt.Fprintf(w, "  %s: %v\n", key, value) }
 
 func init() {
@@ -225,13 +226,14 @@ func reload(s *session, args []string) error {
 }
 
 func restart(s *session, args []string) error {
+	fmt.Fprintln(s, restarting)
 	s.asked.Store(true)
 	err := s.m.Restart()
 	if errors.Is(err, cluster.ErrNotRunning) { // nobody is told of that
 		s.asked.Store(false)
 	}
 	if err != nil {
-		return fmt.Errorf("restart failed: %w", err)
+		return restartFailed(err)
 	}
 	fmt.Fprintln(s, "the new master has taken over")
 	return nil

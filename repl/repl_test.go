@@ -656,7 +656,7 @@ func TestInline(t *testing.T) {
 	c.expect(prompt)
 	c.expectAnswer("pids()", fmt.Sprintf("\n  pids\n  master: %d\n\n", os.Getpid()))
 	c.expectAnswer("spawn()", "cluster: not running\n")
-	c.expectAnswer("restart()", "restart failed: cluster: not running\n")
+	c.expectAnswer("restart()", restarting+"restart failed: cluster: not running\n")
 	c.expectAnswer("reload()", "restarting the workers\ncluster: not running\n")
 	c.expectAnswer("kill(0)", `kill: no worker "0": pids() lists them`+"\n")
 	c.send("shutdown()\n")

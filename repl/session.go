@@ -35,8 +35,8 @@ type session struct {
 	notices chan string   // what is to be told whenever it comes
 	done    chan struct{} // closed when no more commands are run
 
-	// asked is set by a command that has asked for something and tells its
-	// outcome: the next notice that could be skipped is about that.
+	// asked is set by a command that asks for something and itself tells
+	// what becomes of it. Notices are skipped until they tell the same.
 	asked atomic.Bool
 
 	mu       sync.Mutex // guards writing, and the following
@@ -225,10 +225,8 @@ func hubOf(m *cluster.Master) *hub {
 	}
 	hubs.of[m] = h
 	m.On(cluster.Hooks{
-		Restarting: func(cluster.Values) {
-			h.tell("restarting: this connection closes when the new master has taken over", false)
-		},
-		RestartFailed: func(err error) { h.tell(fmt.Sprintf("restart failed: %v", err), true) },
+		Restarting:    func(cluster.Values) { h.tell(restarting, false) },
+		RestartFailed: func(err error) { h.tell(restartFailed(err).Error(), true) },
 		Closing:       func() { h.tell(closing(m.State()), true) },
 		Close: func() {
 			hubs.Lock()
@@ -239,7 +237,13 @@ func hubOf(m *cluster.Master) *hub {
 	return h
 }
 
-// closing is what clients are told when their master shuts down.
+// What clients are told when their master is restarted, can't be, and shuts
+// down.
+
+const restarting = "restarting: this connection closes when the new master has taken over"
+
+func restartFailed(err error) error { return fmt.Errorf("restart failed: %w", err) }
+
 func closing(state cluster.State) string {
 	return fmt.Sprintf("master %d: %v", os.Getpid(), state)
 }
@@ -256,13 +260,16 @@ func (h *hub) remove(s *session) {
 	delete(h.sessions, s)
 }
 
-// tell has a notice written in all sessions, and doesn't wait. With skip it
-// is not for those that have asked for what it is about.
-func (h *hub) tell(notice string, skip bool) {
+// tell has a notice written in all sessions but those that have asked for what
+// it is about, and doesn't wait. last says that nothing will follow about that.
+func (h *hub) tell(notice string, last bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.sessions {
-		if skip && s.asked.Swap(false) {
+		if s.asked.Load() {
+			if last {
+				s.asked.Store(false)
+			}
 			continue
 		}
 		select {

@@ -54,9 +54,13 @@ func TestMain(m *testing.M) {
 }
 
 // program is a cluster of two workers with a repl at the address that is its
-// argument. Its workers don't end while there is a file "busy", and a new
-// master fails while there is one "fail".
+// argument. Its workers don't become ready while there is a file "slow", and
+// don't end while there is one "busy". A new master fails while there is one
+// "fail".
 func program() {
+	if cluster.IsWorker() {
+		awaitGone("slow")
+	}
 	m := (&cluster.Master{Workers: 2}).Use(repl.New(os.Args[1]), clustertest.Events)
 	m.On(cluster.Hooks{
 		WorkerConnected: func(*cluster.Worker) {
@@ -70,13 +74,17 @@ func program() {
 	}
 	if m.IsWorker() {
 		<-m.Done()
-		clustertest.Eventually(clustertest.Patience, func() bool {
-			_, err := os.Stat("busy")
-			return err != nil
-		})
+		awaitGone("busy")
 	} else if err := m.Wait(); err != nil {
 		log.Fatal(err)
 	}
+}
+
+func awaitGone(file string) {
+	clustertest.Eventually(clustertest.Patience, func() bool {
+		_, err := os.Stat(file)
+		return err != nil
+	})
 }
 
 const prompt = "cluster> "
@@ -309,6 +317,18 @@ func TestKillPrefersTheWorkerThatIsReady(t *testing.T) {
 	c.expectAnswer(fmt.Sprintf("kill(%d, KILL)", old), "sent SIGKILL to worker #0\n")
 	p.Wait("killed", "0", strconv.Itoa(old))
 	remove()
+	for range 3 { // the first, its successor, and the one after that
+		p.Wait("worker", "0")
+	}
+	old = p.WaitPid("ready", "0")
+
+	remove = touch(t, p, "slow")
+	c.send("reload()\n")
+	p.Wait("worker", "0") // it is younger, but starting
+	attach(p, t).expectAnswer("kill(0)", "sent SIGTERM to worker #0\n")
+	p.Wait("killed", "0", strconv.Itoa(old))
+	remove()
+	c.until(prompt)
 	p.Quit()
 }
 
@@ -694,7 +714,9 @@ func TestServeAtTheEnd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	c, server := net.Pipe()
-	go repl.Serve(ctx, new(cluster.Master), server)
-	newClient(t, c).expectEnd(fmt.Sprintf("master %d is gone\n", os.Getpid()))
+	for range 50 {
+		c, server := net.Pipe()
+		go repl.Serve(ctx, new(cluster.Master), server)
+		newClient(t, c).expectEnd(fmt.Sprintf("master %d is gone\n", os.Getpid()))
+	}
 }

@@ -180,7 +180,7 @@ func (s *session) notify() {
 			}
 		}
 		for len(s.notices) > 0 {
-			s.interrupt(<-s.notices, "")
+			s.interrupt(<-s.notices, prompt)
 		}
 		s.interrupt(fmt.Sprintf("master %d is gone", os.Getpid()), "")
 		s.c.Close()
@@ -195,7 +195,6 @@ func (s *session) interrupt(line, prompt string) {
 	line = printable(line) + "\n"
 	if s.prompted {
 		line = "\n" + line + prompt
-		s.prompted = prompt != ""
 	}
 	s.write(line)
 }

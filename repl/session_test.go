@@ -1,6 +1,7 @@
 package repl
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -150,5 +151,34 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	defer h.mu.Unlock()
 	if len(h.sessions) != 0 {
 		t.Error("the session is still told things")
+	}
+}
+
+// A session that has asked for what can't be had is told what happens later.
+func TestNoticeAfterRefusal(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"restart", "shutdown", "stop"} {
+		m := new(cluster.Master) // which doesn't run
+		c, server := net.Pipe()
+		go Serve(t.Context(), m, server)
+		c.SetDeadline(time.Now().Add(writeTimeout))
+		r := bufio.NewReader(c)
+		if _, err := io.ReadFull(r, make([]byte, len(prompt))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, command+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		for line := ""; !strings.Contains(line, "not running"); {
+			var err error
+			if line, err = r.ReadString('\n'); err != nil {
+				t.Fatalf("%s: %v", command, err)
+			}
+		}
+		hubOf(m).tell("something", false)
+		if b, err := r.ReadString('g'); !strings.HasSuffix(b, "something") {
+			t.Errorf("%s: got %q, %v", command, b, err)
+		}
+		c.Close()
 	}
 }

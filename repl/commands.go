@@ -16,7 +16,7 @@ import (
 
 // A Func is a command. It runs in the master m, in the goroutine of the
 // session, which runs one command at a time. It gets the arguments as they
-// were written, without quotes. What it writes to w, the client sees, with
+// were written, without their quotes. What it writes to w, the client sees, with
 // control characters other than newline and tab quoted; w may be used by
 // several goroutines, and fails when the session has ended. An error that is
 // returned is written too. A Func that panics is logged to m.ErrorLog, and

@@ -63,9 +63,6 @@ func Expose(addr string) cluster.Plugin { return plugin(addr, true) }
 
 func plugin(addr string, any bool) cluster.Plugin {
 	return func(m *cluster.Master) error {
-		if !m.IsMaster() {
-			return nil
-		}
 		s := &control.Server{
 			Name:   "repl",
 			Addr:   addr,

@@ -57,6 +57,17 @@ func server() {
 			os.Exit(3)
 		case "wider":
 			m.Workers = 3
+		case "wait":
+			m.Use(func(m *cluster.Master) error {
+				m.On(cluster.Hooks{Listening: func() {
+					clustertest.Tell("waiting")
+					clustertest.Eventually(clustertest.Patience, func() bool {
+						_, err := os.Stat("mode")
+						return err != nil
+					})
+				}})
+				return nil
+			})
 		case "kill", "wide kill":
 			if string(mode) == "wide kill" {
 				m.Workers = 4
@@ -239,10 +250,16 @@ func TestRollingRestart(t *testing.T) {
 	}
 	s.want(t, pids)
 
-	s.mode(t, "worker fails")
-	s.Signal(syscall.SIGHUP)
-	s.Wait("killed")
-	s.want(t, pids)
+	for mode, sig := range map[string]syscall.Signal{"worker fails": syscall.SIGHUP, "exit": syscall.SIGUSR2} {
+		s.mode(t, mode)
+		s.Signal(sig)
+		if sig == syscall.SIGHUP {
+			s.Wait("killed")
+		} else {
+			s.Wait("failed")
+		}
+		s.want(t, pids)
+	}
 	s.quit(t)
 }
 
@@ -297,6 +314,27 @@ func TestRestart(t *testing.T) {
 	s.want(t, pids) // without worker.2
 
 	// The stand-in has no part in it: see TestMasterKilled.
+	s.quit(t)
+}
+
+// A worker of the old master dies, and its successor becomes ready, when the
+// files are the new one's already.
+func TestLateWorker(t *testing.T) {
+	t.Parallel()
+	s, old := start(t)
+	s.mode(t, "wait")
+	s.Signal(syscall.SIGUSR2)
+	pids := s.up()
+	s.Wait("waiting")
+	s.want(t, pids)
+	s.Kill(old["worker.0"], syscall.SIGKILL)
+	s.WaitPid("ready", "0")
+	s.want(t, pids)
+	if err := os.Remove(filepath.Join(s.Dir, "mode")); err != nil {
+		t.Fatal(err)
+	}
+	s.Wait("close", strconv.Itoa(old["master"]))
+	s.want(t, pids)
 	s.quit(t)
 }
 

@@ -338,6 +338,24 @@ func TestLateWorker(t *testing.T) {
 	s.quit(t)
 }
 
+// What the old master may have removed while it was there is written again
+// when it is gone.
+func TestLostInRestart(t *testing.T) {
+	t.Parallel()
+	s, old := start(t)
+	conn := dial(t, s)
+	s.Signal(syscall.SIGUSR2)
+	pids := s.up()
+	s.Wait("closing", strconv.Itoa(old["master"]))
+	if err := os.Remove(filepath.Join(s.pids, "worker.0.pid")); err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	s.Wait("restarted")
+	s.want(t, pids)
+	s.quit(t)
+}
+
 func TestFailedRestart(t *testing.T) {
 	t.Parallel()
 	s, pids := start(t)
@@ -545,6 +563,28 @@ func TestAtOnce(t *testing.T) {
 		winner.End(0)
 		home.want(t, nil)
 	}
+}
+
+// The directory is locked for a moment yet, as by a cluster that is ending.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	s := command(t)
+	if err := os.MkdirAll(s.pids, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(s.pids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	time.Sleep(300 * time.Millisecond)
+	dir.Close()
+	s.want(t, s.up())
+	s.quit(t)
 }
 
 func TestCantWrite(t *testing.T) {

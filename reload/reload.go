@@ -170,9 +170,7 @@ func (w *watcher) run() {
 			return
 		case <-timer.C:
 		}
-		if err := w.check(); errors.Is(err, cluster.ErrNotRunning) {
-			return
-		}
+		w.check()
 		timer.Reset(w.pause())
 	}
 }
@@ -189,40 +187,39 @@ func (w *watcher) pause() time.Duration {
 	return d
 }
 
-// check looks at everything once, and does what changes call for. It returns
-// the error of a restart.
-func (w *watcher) check() error {
-	now := time.Now()
+// check looks at everything once, and does what changes call for.
+func (w *watcher) check() {
+	began := time.Now()
 	files, err := w.look()
 	if err == nil {
-		w.files.see(files, now)
+		w.files.see(files)
 		w.complaint = ""
 	} else {
-		w.files.since = now // who knows
+		w.files.since = time.Now() // who knows
 		if w.complaint != err.Error() {
 			w.complaint = err.Error()
 			w.logf("reload: %v", err)
 		}
 	}
 	if !w.NoProgram {
-		w.program.see(findProgram(), now)
+		w.program.see(findProgram())
 	}
+	since := began.Add(-w.Delay)
 	err = nil
 	switch {
 	case w.program.changed():
-		if !w.program.quiet(now, w.Delay) {
-			return nil // changed files wait too
+		if !w.program.quiet(since) {
+			return // changed files wait too
 		}
 		w.program.done, w.files.done = w.program.seen, w.files.seen
 		err = w.m.Restart()
-	case w.files.changed() && w.files.quiet(now, w.Delay):
+	case w.files.changed() && w.files.quiet(since):
 		w.files.done = w.files.seen
 		err = w.m.RestartWorkers(w.Signal)
 	}
 	if err != nil && !errors.Is(err, cluster.ErrNotRunning) {
 		w.logf("reload: %v", err)
 	}
-	return err
 }
 
 func (w *watcher) logf(format string, args ...any) {
@@ -241,13 +238,13 @@ type subject struct {
 	since time.Time // when seen was first seen
 }
 
-func (s *subject) see(state uint64, now time.Time) {
+func (s *subject) see(state uint64) {
 	if state != s.seen {
-		s.seen, s.since = state, now
+		s.seen, s.since = state, time.Now()
 	}
 }
 
 func (s *subject) changed() bool { return s.seen != 0 && s.seen != s.done }
 
-// quiet reports whether nothing has changed for so long.
-func (s *subject) quiet(now time.Time, d time.Duration) bool { return now.Sub(s.since) >= d }
+// quiet reports whether nothing has changed since then.
+func (s *subject) quiet(since time.Time) bool { return !s.since.After(since) }

@@ -66,7 +66,7 @@ func server() {
 			return err == nil
 		})
 	}
-	o := &reload.Options{Interval: 20 * time.Millisecond, Delay: 200 * time.Millisecond}
+	o := &reload.Options{Interval: 20 * time.Millisecond}
 	m := new(cluster.Master)
 	var ext, ignore string
 	var plain, terminate bool
@@ -75,6 +75,7 @@ func server() {
 	flag.BoolVar(&o.NoProgram, "noprogram", false, "NoProgram")
 	flag.BoolVar(&terminate, "terminate", false, "Signal is SIGTERM")
 	flag.BoolVar(&plain, "plain", false, "no Options")
+	flag.DurationVar(&o.Delay, "delay", 200*time.Millisecond, "Delay")
 	flag.IntVar(&m.Workers, "workers", 1, "Workers")
 	flag.StringVar(&m.Dir, "dir", "", "Dir")
 	flag.BoolVar(&m.Inline, "inline", false, "Inline")
@@ -290,6 +291,11 @@ func TestFiles(t *testing.T) {
 	s.loaded("v0", "two")
 	s.write("data/page.html", "ten") // the same size
 	s.loaded("v0", "ten")
+	info, err := os.Stat(filepath.Join(s.Dir, "data/page.html"))
+	s.must(err)
+	s.write("data/page.html", "nine") // of the same time
+	s.must(os.Chtimes(filepath.Join(s.Dir, "data/page.html"), time.Time{}, info.ModTime()))
+	s.loaded("v0", "nine")
 	for _, change := range []func(){
 		func() { s.write("data/new", "1") },
 		func() { s.write("data/deep/deeper/file", "22") },
@@ -298,9 +304,9 @@ func TestFiles(t *testing.T) {
 		func() { s.write("else/target", "22") },
 	} {
 		change()
-		s.loaded("v0", "ten")
+		s.loaded("v0", "nine")
 	}
-	spawned := 1 + 7
+	spawned := 1 + 8
 
 	s.must(syscall.Mkfifo(filepath.Join(s.Dir, "data/pipe"), 0o644))
 	s.must(os.Mkdir(filepath.Join(s.Dir, "data/empty"), 0o755))
@@ -312,6 +318,7 @@ func TestFiles(t *testing.T) {
 	for i := range 100 { // a burst
 		s.write(fmt.Sprintf("data/many/%d", i), "1")
 		s.write("data/page.html", fmt.Sprint(i))
+		time.Sleep(time.Millisecond)
 	}
 	s.loaded("v0", "99")
 
@@ -349,7 +356,9 @@ func TestOptions(t *testing.T) {
 		s.write(name, "22")
 		s.loaded("v0", "one")
 	}
-	s.quit("v0", 1+4)
+	s.write("data/page.html", "last")
+	s.loaded("v0", "last")
+	s.quit("v0", 1+5)
 }
 
 // An old worker that is sent SIGTERM doesn't drain.
@@ -431,6 +440,7 @@ func TestProgram(t *testing.T) {
 			s.write("else/data/page.html", "one")
 		},
 		"in PATH": func(s *site) {
+			s.must(errors.Join(os.Rename(s.app, s.app+"1"), os.Symlink("app1", s.app)))
 			s.Cmd.Args[0] = "app"
 			s.Cmd.Env = append(s.Cmd.Env, "PATH="+s.Dir+":"+os.Getenv("PATH"))
 		},
@@ -452,17 +462,16 @@ func TestProgram(t *testing.T) {
 		s.Forbid("leak", "failed")
 		s.launch()
 		data := program(t, "v1")
-		s.must(os.Remove(s.app)) // a file that runs can't be written
-		f, err := os.OpenFile(s.app, os.O_CREATE|os.O_WRONLY, 0o755)
-		s.must(err)
+		s.must(os.Remove(s.app))                   // a file that runs can't be written
 		for n := len(data)/8 + 1; len(data) > 0; { // slower than Delay, but never so long silent
 			n = min(n, len(data))
-			_, err = f.Write(data[:n])
+			f, err := os.OpenFile(s.app, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o755)
 			s.must(err)
+			_, err = f.Write(data[:n])
+			s.must(errors.Join(err, f.Close()))
 			data = data[n:]
 			time.Sleep(50 * time.Millisecond)
 		}
-		s.must(f.Close())
 		s.loaded("v1", "one")
 		s.ended("v0", 1)
 		s.quit("v1", 1)
@@ -494,6 +503,9 @@ func TestBadProgram(t *testing.T) {
 	s.serves("v0 one")
 	s.must(os.Remove(s.app)) // there is nothing to restart
 	nothing()
+	if strings.Contains(s.Log(), "no such file") {
+		t.Error("without a program there was a restart")
+	}
 	s.replace("v1")
 	s.loaded("v1", "one")
 	for range 3 {
@@ -518,14 +530,21 @@ func TestProgramAgain(t *testing.T) {
 	s.quit("v2", 1)
 }
 
-// A page that changes with the program is no restart of the workers.
+// A page that changes with the program is no restart of the workers, even if
+// the program can't be restarted.
 func TestBoth(t *testing.T) {
 	t.Parallel()
 	s := start(t, "data")
+	s.build(s.app+"1", "bad")
 	s.build(s.app+"2", "v2")
 	s.write("data/page.html", "two")
+	s.must(os.Rename(s.app+"1", s.app))
+	s.Wait("failed")
+	nothing()
+	s.serves("v0 one")
+	s.write("data/page.html", "three")
 	s.must(os.Rename(s.app+"2", s.app))
-	s.loaded("v2", "two")
+	s.loaded("v2", "three")
 	s.ended("v0", 1)
 	s.quit("v2", 1)
 }
@@ -541,11 +560,13 @@ func TestBadPage(t *testing.T) {
 	s.Quit("app", "data")
 }
 
-// What can't be looked at is said, once.
+// What can't be looked at is said, once, and doesn't count as changed.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
-	s := start(t, "data")
+	s := start(t, "-delay=700ms", "data")
 	s.Forget("loaded")
+	s.write("data/page.html", "two")
+	time.Sleep(200 * time.Millisecond) // to be seen, and not yet acted upon
 	data := filepath.Join(s.Dir, "data")
 	s.must(errors.Join(os.Rename(data, filepath.Join(s.Dir, "else")), os.Symlink("data", data)))
 	const text = "reload: EvalSymlinks: too many links"
@@ -555,7 +576,6 @@ func TestUnreadable(t *testing.T) {
 		t.Errorf("said %d times: %s", got, s.Log())
 	}
 	s.must(errors.Join(os.Remove(data), os.Rename(filepath.Join(s.Dir, "else"), data)))
-	s.write("data/page.html", "two")
 	s.loaded("v0", "two")
 	s.quit("v0", 2)
 }

@@ -277,7 +277,7 @@ func (s *site) ended(version string, spawned int) {
 
 func TestFiles(t *testing.T) {
 	t.Parallel()
-	s := command(t, "data")
+	s := command(t, "-delay=400ms", "data")
 	s.write("else/target", "1")
 	s.must(os.Symlink("../else/target", filepath.Join(s.Dir, "data/link")))
 	s.must(os.Symlink(".", filepath.Join(s.Dir, "data/loop")))
@@ -459,12 +459,12 @@ func TestProgram(t *testing.T) {
 	}
 	t.Run("copy", func(t *testing.T) {
 		t.Parallel()
-		s := command(t)
+		s := command(t, "-delay=1s")
 		s.Forbid("leak", "failed")
 		s.launch()
 		data := program(t, "v1")
 		s.must(os.Remove(s.app))                   // a file that runs can't be written
-		for n := len(data)/8 + 1; len(data) > 0; { // slower than Delay, but never so long silent
+		for n := len(data)/8 + 1; len(data) > 0; { // each part is too little, and none is long in coming
 			n = min(n, len(data))
 			f, err := os.OpenFile(s.app, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o755)
 			s.must(err)

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/gocluster/cluster"
+	"github.com/gocluster/cluster/internal/clustertest"
 )
 
 // The tests run real clusters. The test binary is their program: with
@@ -68,7 +69,7 @@ func TestMain(m *testing.M) {
 	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		l.Close() // the runtime's poller has its descriptors now
 	}
-	before := openFiles()
+	before := clustertest.OpenFiles()
 	code := m.Run()
 	if code == 0 {
 		code = checkMain(before)
@@ -93,61 +94,15 @@ func checkMain(before []string) int {
 	if pids := marked(strconv.Itoa(os.Getpid()) + "."); len(pids) > 0 {
 		complain("processes left behind: %v", pids)
 	}
-	var goroutines, files []string
-	eventually(5*time.Second, func() bool {
-		goroutines = leakedGoroutines()
-		runtime.GC() // of test files, os.Process and the like
-		files = openFiles()
-		return len(goroutines) == 0 && len(files) <= len(before)
-	})
-	if len(goroutines) > 0 {
-		complain("goroutines left behind:\n\n%s", strings.Join(goroutines, "\n\n"))
-	}
-	if len(files) > len(before) {
-		complain("open files left behind: %q, before the tests %q", files, before)
+	for _, complaint := range clustertest.Leaks(before) {
+		complain("%s", complaint)
 	}
 	return code
 }
 
 // eventually calls f until it is true, for what sends no event. It reports
 // whether it became so in time.
-func eventually(d time.Duration, f func() bool) bool {
-	for end := time.Now().Add(d); !f(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			return false
-		}
-	}
-	return true
-}
-
-// openFiles returns what this process's descriptors are, as far as the
-// system tells.
-func openFiles() (list []string) {
-	const dir = "/dev/fd"
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		target, err := os.Readlink(filepath.Join(dir, e.Name()))
-		if err != nil && runtime.GOOS == "linux" {
-			continue // the one that read the directory
-		}
-		list = append(list, e.Name()+" "+target)
-	}
-	return list
-}
-
-func leakedGoroutines() (list []string) {
-	buf := make([]byte, 2<<20)
-	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-		_, stack, _ := strings.Cut(g, "\n")
-		if stack == "" || strings.Contains(stack, "leakedGoroutines") ||
-			strings.Contains(stack, "created by testing.") || strings.Contains(stack, "testing.(*M).") ||
-			strings.Contains(stack, "os/signal.signal_recv") || strings.Contains(stack, "os/signal.loop") {
-			continue
-		}
-		list = append(list, g)
-	}
-	return list
-}
+var eventually = clustertest.Eventually
 
 // marked returns the processes whose run mark begins with prefix. A zombie
 // has no environment, and is gone.
@@ -913,7 +868,7 @@ type info struct {
 
 func infoText() string {
 	i := info{
-		Worker: cluster.IsWorker(), Args: os.Args, Files: openFiles(),
+		Worker: cluster.IsWorker(), Args: os.Args, Files: clustertest.OpenFiles(),
 		Pid: os.Getpid(), Ppid: os.Getppid(), Pgid: syscall.Getpgrp(),
 		Uid: os.Getuid(), Gid: os.Getgid(), GOMAXPROCS: runtime.GOMAXPROCS(0), Goroutines: runtime.NumGoroutine(),
 	}

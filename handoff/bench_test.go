@@ -7,8 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"testing"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/handoff"
+	"github.com/gocluster/cluster/internal/clustertest"
 )
 
 // A side is one of two servers that are compared, turn by turn.
@@ -145,14 +144,9 @@ func BenchmarkAccept(b *testing.B) {
 // with twice the time that the program takes to reach its main.
 func BenchmarkRestart(b *testing.B) {
 	p := start(b, "handoff")
-	exe, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
-	}
 	var main, ready []time.Duration
 	for b.Loop() {
-		cmd := exec.Command(exe, "-test.run=^$")
-		cmd.Env = append(os.Environ(), programEnv+"=exit", "GORACE=atexit_sleep_ms=0")
+		cmd := clustertest.Command(b, "main").Cmd
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			b.Fatal(err)

@@ -40,8 +40,8 @@ func (s narrow) Serve(l net.Listener) error {
 
 // narrow has all workers be so from now on.
 func (p *program) narrow() {
-	if err := os.WriteFile(filepath.Join(p.cmd.Dir, "narrow"), nil, 0o666); err != nil {
-		p.t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(p.Dir, "narrow"), nil, 0o666); err != nil {
+		p.T.Fatal(err)
 	}
 }
 

@@ -29,14 +29,14 @@ type peer struct {
 
 // dial connects to the cluster.
 func (p *program) dial() *peer {
-	p.t.Helper()
+	p.T.Helper()
 	c, err := net.Dial(p.network, p.addr)
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
-	p.t.Cleanup(func() { c.Close() })
+	p.T.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(patience))
-	return &peer{c, p.t, bufio.NewReader(c)}
+	return &peer{c, p.T, bufio.NewReader(c)}
 }
 
 func (c *peer) send(s string) {
@@ -399,7 +399,7 @@ func TestLastStop(t *testing.T) {
 	fresh := p.dial()
 	time.Sleep(100 * time.Millisecond) // busy's handler has begun
 	begun := time.Now()
-	p.cmd.Process.Signal(syscall.SIGQUIT)
+	p.Signal(syscall.SIGQUIT)
 	idle.ended()
 	moved.ended()
 	fresh.send(request)

@@ -130,7 +130,7 @@ func (cl *client) mixed(headers string) (quick bool, err error) {
 
 // load puts the cluster under load while f runs.
 func (p *program) load(headers string, f func(*load)) *load {
-	p.t.Helper()
+	p.T.Helper()
 	l := new(load)
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
@@ -142,7 +142,7 @@ func (p *program) load(headers string, f func(*load)) *load {
 				begun := time.Now()
 				quick, err := cl.mixed(headers)
 				if err != nil {
-					p.t.Errorf("request %d of a client failed: %v", cl.n, err)
+					p.T.Errorf("request %d of a client failed: %v", cl.n, err)
 					cl.close()
 				}
 				if quick {

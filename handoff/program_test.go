@@ -3,8 +3,6 @@
 package handoff_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -15,7 +13,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -26,27 +23,24 @@ import (
 
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/handoff"
+	"github.com/gocluster/cluster/internal/clustertest"
 )
 
-// programEnv makes the test binary a cluster: its value is one of the names
-// in serve, and options as in a URL.
-const programEnv = "HANDOFF_TEST_PROGRAM"
-
 // patience is how long a test waits for what should happen at once.
-const patience = 30 * time.Second
+const patience = clustertest.Patience
 
 func TestMain(m *testing.M) {
-	if spec := os.Getenv(programEnv); spec != "" {
-		serve(spec)
-		return
-	}
-	os.Exit(m.Run())
+	clustertest.Main(m, map[string]func(){
+		"cluster": serve,
+		"main":    func() { clustertest.Tell("main") },
+	})
 }
 
 // serve is the program under test: a cluster that tells on standard output
-// what happens to it.
-func serve(spec string) {
-	u, err := url.Parse(spec)
+// what happens to it. Its argument is one of the names below, and options as
+// in a URL.
+func serve() {
+	u, err := url.Parse(os.Args[1])
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -55,11 +49,7 @@ func serve(spec string) {
 		d, _ := time.ParseDuration(option(name))
 		return d
 	}
-	tell := func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
-	if u.Path == "exit" {
-		tell("main")
-		return
-	}
+	tell := clustertest.Tell
 
 	network, address := "tcp", "127.0.0.1:0"
 	if option("network") == "unix" {
@@ -113,7 +103,7 @@ func serve(spec string) {
 	case "narrow":
 		m.Server = narrow{m.Server}
 	default:
-		log.Fatalf("no program %q", spec)
+		log.Fatalf("no program %q", os.Args[1])
 	}
 	if m.IsMaster() {
 		tell("addr %s", l.Addr())
@@ -185,148 +175,66 @@ func echo(w http.ResponseWriter) {
 
 // A program is a running cluster.
 type program struct {
-	t             testing.TB
-	cmd           *exec.Cmd
+	*clustertest.Program
 	network, addr string
 	master        *os.Process
-
-	mu      sync.Mutex // guards the following
-	lines   map[string][]string
-	changed chan struct{} // closed by the next line
-	end     chan struct{} // closed after the last
-	stderr  bytes.Buffer
 }
 
 // start starts a cluster and waits until it serves.
 func start(t testing.TB, spec string) *program {
 	t.Helper()
-	p := &program{
-		t:       t,
-		lines:   make(map[string][]string),
-		changed: make(chan struct{}),
-		end:     make(chan struct{}),
-		network: "tcp",
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	p.cmd = exec.Command(exe, "-test.run=^$")
-	p.cmd.Env = append(os.Environ(), programEnv+"="+spec,
-		"GORACE=atexit_sleep_ms=0") // the race detector's is a second for every process
-	p.cmd.Dir = dir
-	p.cmd.Stderr = &p.stderr
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		defer close(p.end)
-		for sc := bufio.NewScanner(out); sc.Scan(); {
-			word, rest, _ := strings.Cut(sc.Text(), " ")
-			switch word {
-			case "failed", "exception", "timeout":
-				t.Errorf("the cluster says: %s", sc.Text())
-			}
-			p.mu.Lock()
-			p.lines[word] = append(p.lines[word], rest)
-			close(p.changed)
-			p.changed = make(chan struct{})
-			p.mu.Unlock()
-		}
-	}()
-	t.Cleanup(p.stop)
+	p := &program{Program: clustertest.Command(t, "cluster", spec), network: "tcp"}
+	p.Forbid("failed", "exception", "timeout")
+	p.Start()
 	p.addr = p.wait("addr")
 	if strings.Contains(spec, "network=unix") {
-		p.network, p.addr = "unix", filepath.Join(dir, p.addr)
+		p.network, p.addr = "unix", filepath.Join(p.Dir, p.addr)
 	}
 	p.listening()
+	t.Cleanup(p.stop)
 	return p
 }
 
 // wait waits for the next line that begins with word, and returns its rest.
 func (p *program) wait(word string) string {
-	p.t.Helper()
-	late := time.After(patience)
-	for {
-		p.mu.Lock()
-		changed := p.changed
-		if list := p.lines[word]; len(list) > 0 {
-			p.lines[word] = list[1:]
-			p.mu.Unlock()
-			return list[0]
-		}
-		p.mu.Unlock()
-		select {
-		case <-changed:
-		case <-p.end:
-			p.t.Fatalf("the cluster ended while waiting for %q\n%s", word, &p.stderr)
-		case <-late:
-			p.t.Fatalf("no %q within %v", word, patience)
-		}
-	}
-}
-
-// forget forgets the lines that begin with word.
-func (p *program) forget(words ...string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, w := range words {
-		delete(p.lines, w)
-	}
+	p.T.Helper()
+	return strings.Join(p.Wait(word), " ")
 }
 
 // upgrade replaces the whole cluster. It returns when the new one serves; the
 // old one may still be there.
 func (p *program) upgrade() {
-	p.t.Helper()
-	p.forget("worker", "listening", "killed")
-	p.cmd.Process.Signal(syscall.SIGUSR2)
+	p.T.Helper()
+	p.Forget("worker", "listening", "killed")
+	p.Signal(syscall.SIGUSR2)
 	p.listening()
 }
 
 // listening waits for a master that says that it serves.
 func (p *program) listening() {
-	p.t.Helper()
-	pid, err := strconv.Atoi(p.wait("listening"))
-	if err == nil {
-		p.master, err = os.FindProcess(pid)
-	}
-	if err != nil {
-		p.t.Fatal(err)
+	p.T.Helper()
+	var err error
+	if p.master, err = os.FindProcess(p.WaitPid("listening")); err != nil {
+		p.T.Fatal(err)
 	}
 }
 
 // roll replaces the workers. It returns when the last new one is ready.
 func (p *program) roll(workers int) {
-	p.t.Helper()
-	p.forget("worker", "waiting", "killed")
+	p.T.Helper()
+	p.Forget("worker", "waiting", "killed")
 	p.master.Signal(syscall.SIGHUP) // while it takes over, the first process would still send it to the old one
 	for range workers {
 		p.wait("worker")
 	}
 }
 
-// stop ends the cluster. Standard output ends when its last process has.
+// stop ends the cluster.
 func (p *program) stop() {
-	if p.cmd.ProcessState != nil {
-		return
+	if !p.Ended() {
+		p.Quit("narrow")
 	}
-	p.cmd.Process.Signal(syscall.SIGQUIT)
-	late := time.AfterFunc(patience, func() {
-		p.t.Errorf("the cluster does not end")
-		p.cmd.Process.Kill()
-	})
-	defer late.Stop()
-	<-p.end
-	if err := p.cmd.Wait(); err != nil {
-		p.t.Errorf("the cluster ended with %v", err)
-	}
-	if s := p.stderr.String(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic") {
-		p.t.Errorf("the cluster has written\n%s", s)
+	if strings.Contains(p.Log(), "panic") {
+		p.T.Errorf("the cluster has written\n%s", p.Log())
 	}
 }

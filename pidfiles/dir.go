@@ -95,6 +95,13 @@ func number(name string) (id int, ok bool) {
 
 // read returns the process id that is in a file.
 func read(path string) (int, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() { // a pipe would block
+		return 0, fmt.Errorf("%s is no regular file", path)
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err

@@ -50,27 +50,34 @@ func Main(m *testing.M, programs map[string]func()) {
 	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
 		l.Close() // the runtime's poller has its descriptors now
 	}
-	before := openFiles()
+	before := OpenFiles()
 	code := m.Run()
-	if code != 0 {
-		os.Exit(code)
+	if code == 0 {
+		for _, complaint := range Leaks(before) {
+			fmt.Fprintln(os.Stderr, complaint)
+			code = 1
+		}
 	}
+	os.Exit(code)
+}
+
+// Leaks tells what goroutines and open files tests have left behind. before
+// is what OpenFiles returned before them.
+func Leaks(before []string) (complaints []string) {
 	var goroutines, files []string
 	Eventually(5*time.Second, func() bool {
 		goroutines = leakedGoroutines()
-		runtime.GC()
-		files = openFiles()
+		runtime.GC() // of test files, os.Process and the like
+		files = OpenFiles()
 		return len(goroutines) == 0 && len(files) <= len(before)
 	})
 	if len(goroutines) > 0 {
-		fmt.Fprintf(os.Stderr, "goroutines left behind:\n\n%s\n", strings.Join(goroutines, "\n\n"))
-		code = 1
+		complaints = append(complaints, "goroutines left behind:\n\n"+strings.Join(goroutines, "\n\n"))
 	}
 	if len(files) > len(before) {
-		fmt.Fprintf(os.Stderr, "open files left behind: %q, before the tests %q\n", files, before)
-		code = 1
+		complaints = append(complaints, fmt.Sprintf("open files left behind: %q, before the tests %q", files, before))
 	}
-	os.Exit(code)
+	return complaints
 }
 
 // Eventually calls f until it is true, for what sends no event. It reports
@@ -84,7 +91,9 @@ func Eventually(d time.Duration, f func() bool) bool {
 	return true
 }
 
-func openFiles() (list []string) {
+// OpenFiles returns what this process's descriptors are, as far as the system
+// tells.
+func OpenFiles() (list []string) {
 	entries, _ := os.ReadDir("/dev/fd")
 	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join("/dev/fd", e.Name()))
@@ -145,10 +154,11 @@ func Events(m *cluster.Master) error {
 type Program struct {
 	Cmd *exec.Cmd // may be changed until Start
 	Dir string    // its working directory, empty at first
+	T   testing.TB
 
-	t    testing.TB
-	mark string
-	done chan struct{} // closed when Cmd has been waited for
+	mark   string
+	forbid []string
+	done   chan struct{} // closed when Cmd has been waited for
 
 	mu      sync.Mutex // guards the following
 	lines   []string   // that nobody has taken
@@ -174,7 +184,7 @@ func Command(t testing.TB, name string, args ...string) *Program {
 	p := &Program{
 		Cmd:     exec.Command(exe, args...),
 		Dir:     dir,
-		t:       t,
+		T:       t,
 		mark:    fmt.Sprintf("%d.%d.", os.Getpid(), programs.Add(1)),
 		done:    make(chan struct{}),
 		changed: make(chan struct{}),
@@ -199,14 +209,14 @@ func Start(t testing.TB, name string, args ...string) *Program {
 
 // Start starts what Command has returned.
 func (p *Program) Start() *Program {
-	p.t.Helper()
+	p.T.Helper()
 	stdout, w1, err := os.Pipe()
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	stderr, w2, err := os.Pipe()
 	if err != nil {
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	p.Cmd.Stdout, p.Cmd.Stderr = w1, w2
 	err = p.Cmd.Start()
@@ -215,13 +225,17 @@ func (p *Program) Start() *Program {
 	if err != nil {
 		stdout.Close()
 		stderr.Close()
-		p.t.Fatal(err)
+		p.T.Fatal(err)
 	}
 	var readers sync.WaitGroup
 	readers.Go(func() {
 		defer stdout.Close()
 		for sc := bufio.NewScanner(stdout); sc.Scan(); {
-			p.note(func() { p.lines = append(p.lines, sc.Text()) })
+			line := sc.Text()
+			if word, _, _ := strings.Cut(line, " "); slices.Contains(p.forbid, word) {
+				p.T.Errorf("the cluster says: %s", line)
+			}
+			p.note(func() { p.lines = append(p.lines, line) })
 		}
 	})
 	readers.Go(func() {
@@ -237,7 +251,7 @@ func (p *Program) Start() *Program {
 	})
 	go func() { readers.Wait(); close(p.end) }()
 	go func() { p.Cmd.Wait(); close(p.done) }()
-	p.t.Cleanup(p.cleanup)
+	p.T.Cleanup(p.cleanup)
 	return p
 }
 
@@ -251,34 +265,25 @@ func (p *Program) note(change func()) {
 
 // cleanup ends what the test has not, which is an error unless it failed.
 func (p *Program) cleanup() {
-	select {
-	case <-p.end:
-	default:
-		if !p.t.Failed() {
-			p.t.Errorf("the test has left processes behind: %v", p.Processes())
-		}
+	if !p.Ended() && !p.T.Failed() {
+		p.T.Errorf("the test has left processes behind: %v", p.Processes())
 	}
-	if p.t.Failed() {
+	if p.T.Failed() {
 		for _, pid := range p.Processes() {
 			syscall.Kill(pid, syscall.SIGABRT) // to see what they are doing
 		}
 		Eventually(5*time.Second, func() bool { return len(p.Processes()) == 0 })
 		p.mu.Lock()
-		p.t.Logf("not taken: %q\nstandard error:\n%s", p.lines, p.log.Bytes())
+		p.T.Logf("not taken: %q\nstandard error:\n%s", p.lines, p.log.Bytes())
 		p.mu.Unlock()
 	}
 	if !Eventually(Patience, func() bool {
 		for _, pid := range p.Processes() {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
-		select {
-		case <-p.end:
-			return true
-		default:
-			return false
-		}
+		return p.Ended()
 	}) {
-		p.t.Error("can't get rid of the cluster")
+		p.T.Error("can't get rid of the cluster")
 	}
 	<-p.done
 }
@@ -302,7 +307,7 @@ func (p *Program) Processes() (pids []int) {
 // Wait takes the first line with these first words that has not been taken
 // yet, and returns what follows them, split at blanks.
 func (p *Program) Wait(words ...string) []string {
-	p.t.Helper()
+	p.T.Helper()
 	var found []string
 	p.await(fmt.Sprintf("%q", words), func() bool {
 		for i, line := range p.lines {
@@ -318,22 +323,36 @@ func (p *Program) Wait(words ...string) []string {
 	return found
 }
 
+// Forget forgets the lines that begin with one of the words.
+func (p *Program) Forget(words ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lines = slices.DeleteFunc(p.lines, func(line string) bool {
+		word, _, _ := strings.Cut(line, " ")
+		return slices.Contains(words, word)
+	})
+}
+
+// Forbid makes lines that begin with one of the words errors. It must be
+// called before Start.
+func (p *Program) Forbid(words ...string) { p.forbid = words }
+
 // WaitPid is Wait for a line that goes on with a process id.
 func (p *Program) WaitPid(words ...string) int {
-	p.t.Helper()
+	p.T.Helper()
 	rest := p.Wait(words...)
 	if len(rest) > 0 {
 		if pid, err := strconv.Atoi(rest[0]); err == nil {
 			return pid
 		}
 	}
-	p.t.Fatalf("no process id after %q: %q", words, rest)
+	p.T.Fatalf("no process id after %q: %q", words, rest)
 	return 0
 }
 
 // WaitLog waits until standard error has text in it.
 func (p *Program) WaitLog(text string) {
-	p.t.Helper()
+	p.T.Helper()
 	p.await(fmt.Sprintf("%q on standard error", text), func() bool {
 		return strings.Contains(p.log.String(), text)
 	})
@@ -349,7 +368,7 @@ func (p *Program) Log() string {
 // await waits until cond is true, which is called with p.mu held after every
 // change.
 func (p *Program) await(what string, cond func() bool) {
-	p.t.Helper()
+	p.T.Helper()
 	late := time.NewTimer(Patience)
 	defer late.Stop()
 	for ended := false; ; {
@@ -360,14 +379,14 @@ func (p *Program) await(what string, cond func() bool) {
 			return
 		}
 		if ended {
-			p.t.Fatalf("everything is gone while waiting for %s", what)
+			p.T.Fatalf("everything is gone while waiting for %s", what)
 		}
 		select {
 		case <-changed:
 		case <-p.end:
 			ended = true
 		case <-late.C:
-			p.t.Fatalf("timeout waiting for %s", what)
+			p.T.Fatalf("timeout waiting for %s", what)
 		}
 	}
 }
@@ -375,54 +394,64 @@ func (p *Program) await(what string, cond func() bool) {
 // Pid is the process id of the first process.
 func (p *Program) Pid() int { return p.Cmd.Process.Pid }
 
+// Ended reports whether all processes have ended.
+func (p *Program) Ended() bool {
+	select {
+	case <-p.end:
+		return true
+	default:
+		return false
+	}
+}
+
 // Signal sends sig to the first process.
 func (p *Program) Signal(sig syscall.Signal) {
-	p.t.Helper()
+	p.T.Helper()
 	p.Kill(p.Pid(), sig)
 }
 
 // Kill sends sig to a process.
 func (p *Program) Kill(pid int, sig syscall.Signal) {
-	p.t.Helper()
+	p.T.Helper()
 	if err := syscall.Kill(pid, sig); err != nil {
-		p.t.Fatalf("kill %d %v: %v", pid, sig, err)
+		p.T.Fatalf("kill %d %v: %v", pid, sig, err)
 	}
 }
 
 // End checks that the first process ends with the given exit status, that no
 // other outlives it, and that no file is left in its directory but these.
 func (p *Program) End(status int, files ...string) {
-	p.t.Helper()
+	p.T.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(Patience):
-		p.t.Fatal("timeout waiting for the end of the first process")
+		p.T.Fatal("timeout waiting for the end of the first process")
 	}
 	if got := p.Cmd.ProcessState.ExitCode(); got != status {
-		p.t.Errorf("%v, want exit status %d", p.Cmd.ProcessState, status)
+		p.T.Errorf("%v, want exit status %d", p.Cmd.ProcessState, status)
 	}
 	select {
 	case <-p.end:
 	case <-time.After(Patience):
-		p.t.Fatalf("processes left behind: %v", p.Processes())
+		p.T.Fatalf("processes left behind: %v", p.Processes())
 	}
 	entries, err := os.ReadDir(p.Dir)
 	if err != nil {
-		p.t.Error(err)
+		p.T.Error(err)
 	}
 	for _, e := range entries {
 		if !slices.Contains(files, e.Name()) {
-			p.t.Errorf("file left behind: %s", e.Name())
+			p.T.Errorf("file left behind: %s", e.Name())
 		}
 	}
 	if log := p.Log(); strings.Contains(log, "DATA RACE") {
-		p.t.Error("data race")
+		p.T.Error("data race")
 	}
 }
 
 // Quit shuts the cluster down gracefully and checks its end.
 func (p *Program) Quit(files ...string) {
-	p.t.Helper()
+	p.T.Helper()
 	p.Signal(syscall.SIGQUIT)
 	p.End(0, files...)
 }

@@ -3,10 +3,9 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"log"
 	"net"
 	"os"
@@ -45,7 +44,8 @@ type settings struct {
 type socketSetting struct {
 	Network string
 	Address string
-	Queue   bool // two more descriptors come with it: its handoff queue
+	Queue   bool  // two more descriptors come with it: its handoff queue
+	Ports   int64 // and so many for the other slots
 }
 
 // files returns the number of descriptors that come with the settings.
@@ -54,6 +54,7 @@ func (s *settings) files() (n int) {
 		if n++; sock.Queue {
 			n += 2
 		}
+		n += int(sock.Ports)
 	}
 	return n
 }
@@ -175,9 +176,7 @@ func adopt(fd int) *net.UnixConn {
 	if err != nil {
 		return nil
 	}
-	f := os.NewFile(uintptr(dup), "cluster")
-	defer f.Close()
-	c, err := net.FileConn(f)
+	c, err := connOf(dup)
 	if err != nil {
 		return nil
 	}
@@ -217,6 +216,8 @@ func (c *child) read() {
 			default:
 				close(c.served)
 			}
+		case f.kind == frameCover && complete:
+			shared.cover(f)
 		default:
 			if f.kind == frameReopen && len(f.fds) == 2 {
 				unix.Dup2(f.fds[0], 1)
@@ -265,7 +266,7 @@ func (c *child) read() {
 func (set *socketSet) inherit(from *settings, fds []int) error {
 	if from.files() != len(fds) {
 		closeAll(fds)
-		return fmt.Errorf("cluster: the master announced %d descriptors and passed %d", from.files(), len(fds))
+		return errorf("cluster: the master announced %d descriptors and passed %d", from.files(), len(fds))
 	}
 	set.mu.Lock()
 	defer set.mu.Unlock()
@@ -273,7 +274,7 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 		addr, err := addrOf(fds[0], isPacket(sock.Network))
 		if err != nil {
 			closeAll(fds)
-			return fmt.Errorf("cluster: inherited socket: %w", err)
+			return errorf("cluster: inherited socket: %w", err)
 		}
 		s := &socket{
 			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
@@ -283,9 +284,26 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 			s.queue = &queue{fds: [2]int(fds)}
 			fds = fds[2:]
 		}
+		s.ports, fds = fds[:sock.Ports:sock.Ports], fds[sock.Ports:]
 		set.list = append(set.list, s)
 	}
 	return nil
+}
+
+// cover does what a coverOrder says.
+func (set *socketSet) cover(f frame) {
+	var o coverOrder
+	list := set.sockets()
+	if parse(f.payload, &o) != nil || len(f.fds) > 1 || o.Socket < 0 || o.Socket >= int64(len(list)) {
+		closeAll(f.fds)
+		return
+	}
+	l := list[o.Socket].listener()
+	if len(f.fds) == 0 {
+		l.uncover(int(o.Slot))
+	} else {
+		l.cover(int(o.Slot), f.fds[0])
+	}
 }
 
 // failed tells the master why this child gives up.
@@ -311,7 +329,7 @@ func (m *Master) work(pairs []pair) error {
 	go m.obey(sv)
 	err := sv.run()
 	if err != nil {
-		self.failed(fmt.Errorf("cluster: server: %w", err))
+		self.failed(errorf("cluster: server: %w", err))
 		return err
 	}
 	self.link.close()
@@ -356,18 +374,15 @@ func (m *Master) beat(sv *service) {
 	for range t.C {
 		if m.Alive != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), m.heartbeat())
-			err := m.Alive(ctx)
-			late := ctx.Err()
+			err := cmp.Or(m.Alive(ctx), ctx.Err())
 			cancel()
-			if err := errors.Join(err, late); err != nil {
+			if err != nil {
 				m.logf("cluster: worker %d: Alive: %v", self.id, err)
 				continue
 			}
 		}
-		err := self.link.sendValue(frameBeat, &counts{Open: sv.conns.open.Load()})
-		if err != nil {
-			return
-		}
+		// If many messages wait to be sent, there may be no room for this one.
+		self.link.sendValue(frameBeat, &counts{Open: sv.conns.open.Load()})
 	}
 }
 

@@ -540,13 +540,18 @@ func TestCrashLoopClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	kill(t, p.workers()[1], syscall.SIGKILL)
-	for range 6 {
+	for range 8 {
 		p.wait("killed", 1)
 	}
-	begin := time.Now()
-	p.quit("broken")
-	if d := time.Since(begin); d > time.Second {
-		t.Logf("closing took %v", d)
+	begin := time.Now() // of a wait of 3.2 s
+	p.signal(syscall.SIGQUIT)
+	p.wait("close")
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("closing took %v", d)
+	}
+	p.end(0, "broken")
+	if n := len(p.history("worker")); n != 2+7 {
+		t.Errorf("%d workers were started, want 9", n)
 	}
 }
 

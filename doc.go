@@ -106,7 +106,9 @@ from none. All workers accept from the same socket, and the kernel decides who
 is served by whom. [Listen] in a worker finds the inherited socket by network
 and address, so that the same call works in every process. As the socket
 outlives each worker, connections wait in the kernel's queue while a worker is
-replaced, and are not refused.
+replaced, and are not refused. With Master.ReusePort every worker's slot has a
+socket of its own, which the master holds just the same; while a slot has no
+worker that is ready, another accepts from its socket.
 
 A worker has a slot, whose number is its id. It is starting until it could
 accept, then ready until it drains, and at last dead; see [WorkerState]. When

@@ -3,7 +3,6 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log"
 	"maps"
 	"net"
@@ -42,6 +41,7 @@ func options() map[string]option {
 		"worker title":      stringOption(func(m *Master) *string { return &m.WorkerTitle }),
 		"user":              idOption(func(m *Master) *string { return &m.User }),
 		"group":             idOption(func(m *Master) *string { return &m.Group }),
+		"reuse port":        boolOption(func(m *Master) *bool { return &m.ReusePort }),
 		"stdout":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stdout }),
 		"stderr":            valueOption("an *os.File", func(m *Master) **os.File { return &m.Stderr }),
 		"sys proc attr":     valueOption("a *syscall.SysProcAttr", func(m *Master) **syscall.SysProcAttr { return &m.SysProcAttr }),
@@ -147,11 +147,11 @@ func (m *Master) Set(name string, value any) *Master {
 	case m.begun && m.started():
 		m.logf("cluster: Set(%q) after the start does nothing", name)
 	case !ok:
-		m.errs = append(m.errs, fmt.Errorf("cluster: Set: unknown option %q; there are %s", name,
+		m.errs = append(m.errs, errorf("cluster: Set: unknown option %q; there are %s", name,
 			strings.Join(slices.Sorted(maps.Keys(known)), ", ")))
 	default:
 		if want := o(m, value); want != "" {
-			m.errs = append(m.errs, fmt.Errorf("cluster: Set: option %q is %#v (%T); it must be %s", name, value, value, want))
+			m.errs = append(m.errs, errorf("cluster: Set: option %q is %#v (%T); it must be %s", name, value, value, want))
 		}
 	}
 	return m

@@ -60,6 +60,7 @@ func TestSetStoresEveryOption(t *testing.T) {
 		{"stdout", os.Stderr, "Stdout", os.Stderr},
 		{"stderr", os.Stdout, "Stderr", os.Stdout},
 		{"sys proc attr", &syscall.SysProcAttr{}, "SysProcAttr", &syscall.SysProcAttr{}},
+		{"reuse port", true, "ReusePort", true},
 		{"detach", true, "Detach", true},
 		{"inline", true, "Inline", true},
 		{"inline", "true", "Inline", true},

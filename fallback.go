@@ -31,7 +31,7 @@ func (c *child) await() error                          { return nil }
 func (c *child) failed(error)                          {}
 func (c *child) message(string, json.RawMessage) error { return errNoFork }
 
-func (m *Master) checkFork() error                 { return nil }
+func (m *Master) checkFork() []error               { return nil }
 func (m *Master) fork(*supervisor) (func(), error) { return nil, errNoFork }
 func (m *Master) work([]pair) error                { return errNoFork }
 func (m *Master) workAbstract() error              { return errNoFork }

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -60,6 +59,7 @@ const (
 	frameMaster                        // new master → stand-in: an int, the pid of who is the master now
 	frameOutcome                       // last master → stand-in: a string, its error, or ""
 	frameReopen                        // master → worker: standard output and error, if they are files of Master's; new master → old master: do it too
+	frameCover                         // master → worker: a coverOrder, with the descriptor of the socket if it is to begin
 )
 
 // A payload is a list of fields. Its method visits them in the wire's order,
@@ -79,7 +79,8 @@ func (s *settings) fields(c *codec) {
 		c.string(&s.Sockets[i].Network)
 		c.string(&s.Sockets[i].Address)
 		c.bool(&s.Sockets[i].Queue)
-		if c.reading && s.Sockets[i].Network == "" {
+		c.int(&s.Sockets[i].Ports)
+		if c.reading && (s.Sockets[i].Network == "" || s.Sockets[i].Ports < 0) {
 			c.bad = true
 		}
 	}
@@ -112,6 +113,18 @@ func (v *Values) fields(c *codec) {
 func (o *drainOrder) fields(c *codec) {
 	c.bool(&o.Last)
 	(*numbers)(&o.Dropped).fields(c)
+}
+
+// A coverOrder makes a worker accept from the socket of a slot that has no
+// ready worker, or, without a descriptor, not any more.
+type coverOrder struct {
+	Socket int64 // its number among those that were inherited
+	Slot   int64
+}
+
+func (o *coverOrder) fields(c *codec) {
+	c.int(&o.Socket)
+	c.int(&o.Slot)
 }
 
 // numbers is the payload of frameReady from a new master, the sockets that
@@ -220,6 +233,8 @@ func (c *codec) string(p *string) {
 }
 
 // parse reads the fields of p, which is zero, from what newFrame has written.
+//
+//go:noinline
 func parse(b []byte, p payload) error {
 	c := codec{b: b, reading: true}
 	if p.fields(&c); c.bad {
@@ -242,7 +257,7 @@ func newFrame(kind frameKind, p payload) (frame, error) {
 		p.fields(&c)
 	}
 	if len(c.b) > maxPayload {
-		return frame{}, fmt.Errorf("cluster: message is %d bytes, the limit is %d", len(c.b), maxPayload)
+		return frame{}, errorf("cluster: message is %d bytes, the limit is %d", len(c.b), maxPayload)
 	}
 	return frame{kind: kind, payload: c.b}, nil
 }
@@ -346,7 +361,7 @@ func (l *link) write() {
 			l.mu.Unlock()
 			if err := writeFrame(l.conn, f); err != nil {
 				l.mu.Lock()
-				l.err, l.queue = fmt.Errorf("cluster: the other process is gone: %w", err), nil
+				l.err, l.queue = errorf("cluster: the other process is gone: %w", err), nil
 				l.mu.Unlock()
 				return
 			}
@@ -357,7 +372,7 @@ func (l *link) write() {
 // writeFrame writes one frame, descriptors first.
 func writeFrame(c *net.UnixConn, f frame) error {
 	if len(f.fds) > maxRights {
-		return fmt.Errorf("cluster: %d descriptors in one frame, the limit is %d", len(f.fds), maxRights)
+		return errorf("cluster: %d descriptors in one frame, the limit is %d", len(f.fds), maxRights)
 	}
 	b := make([]byte, frameHeader, frameHeader+len(f.payload))
 	b[0], b[1] = frameVersion, byte(f.kind)
@@ -480,23 +495,22 @@ func parseRights(oob []byte) (fds []int, err error) {
 	return fds, nil
 }
 
+//go:noinline
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		unix.Close(fd)
 	}
 }
 
-// A masterSocket is the master's listening unix socket. Nobody but the
-// master can get a connection out of it: the master connects to it itself
-// and a worker inherits the connected end. A nil *masterSocket, for a
-// directory that can't be written, pairs just as well.
+// A masterSocket is the master's listening unix socket. It is for being seen:
+// whoever connects is sent away, root included. Workers inherit one end of a
+// socketpair, so that it doesn't matter who else can write to the directory
+// and put something else in its place. It is nil where it can't be made.
 type masterSocket struct {
 	path string
 	file inode  // what is there
 	want string // path, once the old master, which has it, is gone; or ""
 	l    *net.UnixListener
-	own  chan *net.UnixConn // accepted connections that this process made
-	lost bool               // one of them is still to come: no telling which is which
 }
 
 const defaultSocketFilename = "cluster.{PID}.server.sock"
@@ -516,7 +530,7 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	}
 	path := socketPath(dir, name, os.Getpid())
 	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
+		return nil, errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
 	}
 	removeStale(dir, name)
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -535,15 +549,15 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	case err == nil:
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
 		byDefault && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM)):
-		logf("cluster: no master socket, workers get a socketpair instead: %v", err)
+		logf("cluster: no master socket: %v", err)
 		return nil, nil
 	default:
-		return nil, fmt.Errorf("cluster: master socket: %w; set SocketPath", err)
+		return nil, errorf("cluster: master socket: %w; set SocketPath", err)
 	}
 	if runtime.GOOS != "linux" {
 		os.Chmod(path, 0o600) // fchmod of a socket does nothing there
 	}
-	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener), own: make(chan *net.UnixConn)}
+	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener)}
 	s.l.SetUnlinkOnClose(false)
 	go s.accept()
 	return s, nil
@@ -608,9 +622,8 @@ func unlinkStale(network, path string) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
-// accept refuses everybody but this process itself, root included.
+// accept sends everybody away.
 func (s *masterSocket) accept() {
-	defer close(s.own)
 	for {
 		c, err := s.l.AcceptUnix()
 		switch {
@@ -618,69 +631,10 @@ func (s *masterSocket) accept() {
 			return
 		case err != nil:
 			time.Sleep(50 * time.Millisecond) // out of descriptors: others need them more
-		case !madeByUs(c):
-			c.Close()
 		default:
-			s.own <- c
+			c.Close()
 		}
 	}
-}
-
-// pair returns the two ends of a connection: the master's, and the raw
-// close-on-exec descriptor that a child is to inherit.
-func (s *masterSocket) pair() (*net.UnixConn, int, error) {
-	if s != nil && !s.lost {
-		if c, fd, err := s.connect(); err == nil {
-			return c, fd, nil
-		}
-	}
-	syscall.ForkLock.RLock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fds[0])
-		syscall.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		return nil, -1, os.NewSyscallError("socketpair", err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "worker")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		unix.Close(fds[1])
-		return nil, -1, err
-	}
-	return c.(*net.UnixConn), fds[1], nil
-}
-
-func (s *masterSocket) connect() (*net.UnixConn, int, error) {
-	if !canTellOurselves {
-		return nil, -1, errors.ErrUnsupported
-	}
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: s.path, Net: "unix"})
-	if err != nil {
-		return nil, -1, err
-	}
-	defer c.Close()
-	fd, err := dupOf(c)
-	if err != nil {
-		return nil, -1, err
-	}
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case own, ok := <-s.own:
-		if ok {
-			return own, fd, nil
-		}
-		err = net.ErrClosed
-	case <-t.C:
-		s.lost = true
-		err = os.ErrDeadlineExceeded
-	}
-	unix.Close(fd)
-	return nil, -1, err
 }
 
 func (s *masterSocket) close() {
@@ -689,9 +643,21 @@ func (s *masterSocket) close() {
 	}
 	s.file.remove()
 	s.l.Close()
-	for c := range s.own {
-		c.Close()
+}
+
+// newPair returns the two ends of a connection: the master's, and the raw
+// close-on-exec descriptor that a child is to inherit.
+func newPair() (*net.UnixConn, int, error) {
+	fds, err := socketpair(syscall.SOCK_STREAM)
+	if err != nil {
+		return nil, -1, err
 	}
+	c, err := connOf(fds[0])
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, -1, err
+	}
+	return c.(*net.UnixConn), fds[1], nil
 }
 
 // dupOf returns a close-on-exec duplicate of c's descriptor, without

@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -42,8 +41,7 @@ type forker struct {
 }
 
 // checkFork returns what is wrong with the settings for workers.
-func (m *Master) checkFork() error {
-	var errs []error
+func (m *Master) checkFork() (errs []error) {
 	if a := m.SysProcAttr; a != nil {
 		if a.Credential != nil {
 			errs = append(errs, errors.New("cluster: SysProcAttr.Credential is set; use User and Group"))
@@ -58,7 +56,7 @@ func (m *Master) checkFork() error {
 	if _, err := m.credential(); err != nil {
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // credential looks User and Group up. It returns nil if neither is set.
@@ -67,7 +65,7 @@ func (m *Master) credential() (*syscall.Credential, error) {
 		return nil, nil
 	}
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("cluster: User %q, Group %q: only root can run workers as somebody else", m.User, m.Group)
+		return nil, errorf("cluster: User %q, Group %q: only root can run workers as somebody else", m.User, m.Group)
 	}
 	c := &syscall.Credential{Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())}
 	if m.User != "" {
@@ -76,13 +74,13 @@ func (m *Master) credential() (*syscall.Credential, error) {
 			if u, err = user.LookupId(m.User); err != nil {
 				id, perr := strconv.ParseUint(m.User, 10, 32)
 				if perr != nil {
-					return nil, fmt.Errorf("cluster: User %q: no such user", m.User)
+					return nil, errorf("cluster: User %q: no such user", m.User)
 				}
 				u = &user.User{Uid: m.User, Gid: strconv.FormatUint(id, 10)}
 			}
 		}
 		if err := errors.Join(parseID(u.Uid, &c.Uid), parseID(u.Gid, &c.Gid)); err != nil {
-			return nil, fmt.Errorf("cluster: User %q: %w", m.User, err)
+			return nil, errorf("cluster: User %q: %w", m.User, err)
 		}
 	}
 	if m.Group != "" {
@@ -91,7 +89,7 @@ func (m *Master) credential() (*syscall.Credential, error) {
 			id = g.Gid
 		}
 		if err := parseID(id, &c.Gid); err != nil {
-			return nil, fmt.Errorf("cluster: Group %q: no such group", m.Group)
+			return nil, errorf("cluster: Group %q: no such group", m.Group)
 		}
 	}
 	return c, nil
@@ -107,7 +105,7 @@ func parseID(s string, id *uint32) error {
 // function it returns takes that back.
 func (m *Master) fork(s *supervisor) (stop func(), err error) {
 	if !active.CompareAndSwap(false, true) {
-		return nil, fmt.Errorf("%w: another Master of this process has workers", ErrStarted)
+		return nil, errorf("%w: another Master of this process has workers", ErrStarted)
 	}
 	defer func() {
 		if err != nil {
@@ -144,11 +142,11 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 	closeOnExecAll()
 	for _, sock := range shared.sockets() {
 		if _, err := sock.park(); err != nil {
-			return nil, fmt.Errorf("cluster: %v: %w", sock, err)
+			return nil, errorf("cluster: %v: %w", sock, err)
 		}
 		if sock.queue == nil && !isPacket(sock.network) {
 			if sock.queue, err = newQueue(); err != nil {
-				return nil, fmt.Errorf("cluster: handoff queue: %w", err)
+				return nil, errorf("cluster: handoff queue: %w", err)
 			}
 		}
 	}
@@ -167,6 +165,11 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		}
 	}
 	s.settled = func() { m.takeOver(s, f) }
+	if n := f.apart(); n >= 0 {
+		s.apart = f.sockets[n].apart
+		s.covers = make([]*Worker, 1+len(f.sockets[n].ports))
+	}
+	s.waiting = self.heir
 	m.forker, m.established, m.restarted = f, make(chan struct{}), make(chan struct{})
 	f.hold.Store(self.heir)
 	if self.heir {
@@ -181,25 +184,25 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 
 // setBacklogs makes the listeners' backlogs what the settings say.
 func (f *forker) setBacklogs() error {
-	n := f.m.Backlog
-	if n == 0 {
-		if !self.heir {
-			return nil
-		}
-		n = 1<<16 - 1 // the old master's may have been less; the kernel knows its maximum
+	n := f.m.backlog()
+	if f.m.Backlog == 0 && !self.heir {
+		return nil // else the old master's may have been less
 	}
 	for _, sock := range f.sockets {
 		if isPacket(sock.network) {
 			continue
 		}
 		var err error
-		sock.control(func(fd int) { err = setBacklog(fd, n) })
+		sock.control(func(fd int) { err = cmp.Or(err, setBacklog(fd, n)) })
 		if err != nil {
-			return fmt.Errorf("cluster: Backlog %d for %v: %w", n, sock, err)
+			return errorf("cluster: Backlog %d for %v: %w", n, sock, err)
 		}
 	}
 	return nil
 }
+
+// backlog returns Backlog, or more than the system's maximum.
+func (m *Master) backlog() int { return cmp.Or(m.Backlog, 1<<16-1) }
 
 // prepare decides what is the same for all workers.
 func (f *forker) prepare(workers int) error {
@@ -220,7 +223,7 @@ func (f *forker) prepare(workers int) error {
 	name := os.Args[0]
 	if m.Path != "" {
 		if f.path, err = lookPath(firstDir, m.Path); err != nil {
-			return fmt.Errorf("cluster: Path: %w", err)
+			return errorf("cluster: Path: %w", err)
 		}
 		name = m.Path
 	}
@@ -242,11 +245,15 @@ func (f *forker) prepare(workers int) error {
 }
 
 // cleanEnv returns the environment without what is this package's own.
-func cleanEnv() []string {
-	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		name, _, _ := strings.Cut(kv, "=")
-		return name == envDescriptors || name == envWorker || name == envMasterPid
-	})
+func cleanEnv() (env []string) {
+	for _, kv := range os.Environ() {
+		switch name, _, _ := strings.Cut(kv, "="); name {
+		case envDescriptors, envWorker, envMasterPid:
+		default:
+			env = append(env, kv)
+		}
+	}
+	return env
 }
 
 // selfPath returns a path under which the kernel finds this very program,
@@ -275,7 +282,7 @@ func lookPath(dir, name string) (string, error) {
 			}
 		}
 	}
-	err := fmt.Errorf("program %q: %w", name, os.ErrNotExist)
+	err := errorf("program %q: %w", name, os.ErrNotExist)
 	for _, path := range candidates {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(dir, path)
@@ -287,7 +294,7 @@ func lookPath(dir, name string) (string, error) {
 				err = serr
 			}
 		case info.IsDir() || info.Mode()&0o111 == 0:
-			err = fmt.Errorf("program %s: %w", path, os.ErrPermission)
+			err = errorf("program %s: %w", path, os.ErrPermission)
 		default:
 			return path, nil
 		}
@@ -298,18 +305,18 @@ func lookPath(dir, name string) (string, error) {
 // launch forks one worker.
 func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 	m := f.m
-	c, err := f.start(program{
+	c, err := f.start(&program{
 		path:  f.path,
 		args:  f.args,
 		env:   append(f.env[:len(f.env):len(f.env)], envDescriptors+"=3,4,"+f.added, envMasterPid+"="+strconv.Itoa(os.Getpid()), envWorker+"="+strconv.Itoa(w.ID)),
 		files: append([]*os.File{os.Stdin}, m.output()...),
-		attr:  f.attr,
-	}, settings{
+		attr:  &f.attr,
+	}, &settings{
 		Title:     expand(cmp.Or(m.WorkerTitle, "cluster worker"), "{n}", w.ID),
 		Timeout:   m.timeout(),
 		Heartbeat: m.heartbeat(),
 		Hold:      f.hold.Load(),
-	})
+	}, w.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -322,6 +329,22 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 	return p, nil
 }
 
+// apart returns the number of the socket that slots have one of their own
+// beside, or -1.
+func (f *forker) apart() int {
+	return slices.IndexFunc(f.sockets, func(s *socket) bool { return s.apart || len(s.ports) > 0 })
+}
+
+// port returns a slot's own socket. One that is new takes no connections
+// while another master serves.
+func (f *forker) port(sock *socket, slot int) (int, error) {
+	backlog := f.m.backlog()
+	if f.hold.Load() {
+		backlog = 0
+	}
+	return sock.port(slot, backlog)
+}
+
 // A program is what a process is started with.
 type program struct {
 	path  string
@@ -330,29 +353,38 @@ type program struct {
 	dir   string
 	files []*os.File // standard input, output and error
 	extra []int      // descriptors it gets as 5 and up
-	attr  syscall.SysProcAttr
+	attr  *syscall.SysProcAttr
 }
 
-// start forks a child: a worker, or a new master. It gets its end of the
-// connection as descriptor 3, and that of the crash pipe as 4; then the
-// settings, and the sockets.
-func (f *forker) start(prog program, set settings) (*childProcess, error) {
+// start forks a child: a worker for the slot, or a new master, for which that
+// is -1. It gets its end of the connection as descriptor 3, and that of the
+// crash pipe as 4; then the settings, and the sockets.
+func (f *forker) start(prog *program, set *settings, slot int) (*childProcess, error) {
 	var fds []int
 	for _, sock := range f.sockets {
-		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil})
 		fd, err := sock.park()
+		if sock.apart && slot > 0 {
+			fd, err = f.port(sock, slot)
+		}
 		if err != nil {
 			return nil, err
 		}
 		if fds = append(fds, fd); sock.queue != nil {
 			fds = append(fds, sock.queue.fds[:]...)
 		}
+		ports := 0
+		if slot < 0 {
+			others := sock.others()
+			ports = len(others)
+			fds = append(fds, others...)
+		}
+		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil, int64(ports)})
 	}
-	first, err := newFrame(frameSettings, &set)
+	first, err := newFrame(frameSettings, set)
 	if err != nil {
 		return nil, err
 	}
-	conn, remote, err := f.socket.pair()
+	conn, remote, err := newPair()
 	if err != nil {
 		return nil, err
 	}
@@ -368,7 +400,7 @@ func (f *forker) start(prog program, set settings) (*childProcess, error) {
 	if err != nil {
 		conn.Close()
 		pr.Close()
-		return nil, fmt.Errorf("cluster: fork: %w", err)
+		return nil, errorf("cluster: fork: %w", err)
 	}
 	c.proc, _ = os.FindProcess(c.id) // a child that nobody has waited for is found
 	c.link = newLink(conn)
@@ -397,7 +429,7 @@ func (prog *program) fork(link int, crash *os.File) (pid int, err error) {
 		files = append(files, uintptr(fd))
 	}
 	for deadline := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) {
-		pid, err = syscall.ForkExec(prog.path, prog.args, &syscall.ProcAttr{Dir: prog.dir, Env: prog.env, Files: files, Sys: &prog.attr})
+		pid, err = syscall.ForkExec(prog.path, prog.args, &syscall.ProcAttr{Dir: prog.dir, Env: prog.env, Files: files, Sys: prog.attr})
 		if err != syscall.ETXTBSY || time.Now().After(deadline) {
 			return pid, err // a file that has just been written may be busy for a moment
 		}
@@ -454,6 +486,7 @@ func (c *childProcess) serveLink(handle func(frame)) {
 // wait reaps the process, and returns when all that it has told has been
 // handed out.
 func (c *childProcess) wait() (*os.ProcessState, error) {
+	waitable(c.id)
 	state, err := c.proc.Wait()
 	c.dead.Store(true)
 	// A process that it has forked by hand may hold these open for ever.
@@ -502,6 +535,21 @@ func (p *workerProcess) reopen() {
 // output returns what workers' standard output and error go to.
 func (m *Master) output() []*os.File {
 	return []*os.File{cmp.Or(m.Stdout, os.Stdout), cmp.Or(m.Stderr, os.Stderr)}
+}
+
+// cover has the process accept from the socket of another slot, or not any
+// more.
+func (p *workerProcess) cover(slot int, begin bool) {
+	n := p.f.apart()
+	f, _ := newFrame(frameCover, &coverOrder{int64(n), int64(slot)})
+	if begin {
+		fd, err := p.f.port(p.f.sockets[n], slot)
+		if err != nil {
+			return
+		}
+		f.fds = []int{fd}
+	}
+	p.link.send(f)
 }
 
 // abort makes the process dump its goroutines, and kills it when no more

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"errors"
-	"fmt"
 	"net"
 )
 
@@ -35,21 +34,21 @@ func Handoff(c net.Conn, unread []byte) error {
 	case *unixConn:
 		a = &c.accepted
 	default:
-		return fmt.Errorf("cluster: Handoff: a %T does not come from a listener of ours", c)
+		return errorf("cluster: Handoff: a %T does not come from a listener of ours", c)
 	}
 	unread = append(unread[:len(unread):len(unread)], a.unread...)
 	if len(unread) > maxUnread {
-		return fmt.Errorf("cluster: Handoff: %d unread bytes, the limit is %d", len(unread), maxUnread)
+		return errorf("cluster: Handoff: %d unread bytes, the limit is %d", len(unread), maxUnread)
 	}
 	if a.gone.Load() {
-		return fmt.Errorf("cluster: Handoff: %w", net.ErrClosed)
+		return errorf("cluster: Handoff: %w", net.ErrClosed)
 	}
 	q, err := a.l.handoffQueue()
 	if err != nil {
 		return err
 	}
 	if err := q.send(c, unread); err != nil {
-		return fmt.Errorf("cluster: Handoff: %w", err)
+		return errorf("cluster: Handoff: %w", err)
 	}
 	return c.Close()
 }
@@ -73,7 +72,7 @@ func (l *listener) handoffQueue() (*queue, error) {
 	select {
 	case <-l.halt:
 	default:
-		return nil, fmt.Errorf("%w: this worker does not drain", ErrNoSuccessor)
+		return nil, errorf("%w: this worker does not drain", ErrNoSuccessor)
 	}
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()

@@ -31,15 +31,9 @@ type queue struct {
 const queueVersion = 1
 
 func newQueue() (*queue, error) {
-	syscall.ForkLock.RLock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fds[0])
-		syscall.CloseOnExec(fds[1])
-	}
-	syscall.ForkLock.RUnlock()
+	fds, err := socketpair(syscall.SOCK_DGRAM)
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, err
 	}
 	syscall.SetNonblock(fds[0], true)
 	syscall.SetNonblock(fds[1], true)
@@ -59,13 +53,11 @@ func (q *queue) open(c **net.UnixConn, end int) (*net.UnixConn, error) {
 	if q.fds[end] < 0 {
 		return nil, net.ErrClosed
 	}
-	f := os.NewFile(uintptr(q.fds[end]), "queue")
-	conn, err := net.FileConn(f)
+	conn, err := connOf(q.fds[end])
+	q.fds[end] = -1
 	if err != nil {
 		return nil, err
 	}
-	f.Close()
-	q.fds[end] = -1
 	*c = conn.(*net.UnixConn)
 	return *c, nil
 }
@@ -119,7 +111,7 @@ func (q *queue) send(c net.Conn, unread []byte) error {
 			time.Sleep(5 * time.Millisecond) // too many descriptors on their way, anywhere in the system
 		}
 	})
-	return errors.Join(cerr, err)
+	return cmp.Or(cerr, err)
 }
 
 // startReceiving starts the goroutine that takes connections from the queue.
@@ -213,9 +205,7 @@ func receive(r *net.UnixConn, b []byte, over func() bool) (c net.Conn, unread []
 		closeAll(fds)
 		return nil, nil, errMalformed
 	}
-	f := os.NewFile(uintptr(fds[0]), "connection")
-	defer f.Close()
-	if c, err = net.FileConn(f); err != nil {
+	if c, err = connOf(fds[0]); err != nil {
 		return nil, nil, err
 	}
 	switch c.(type) {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -97,3 +98,9 @@ func (q *hookQueue) flush(d time.Duration) {
 		q.idle.Wait()
 	}
 }
+
+// errorf is fmt.Errorf, which is inlined wherever it is called: as large as
+// the rest of some functions.
+//
+//go:noinline
+func errorf(format string, args ...any) error { return fmt.Errorf(format, args...) }

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -39,14 +38,25 @@ func Listen(network, address string) (net.Listener, error) {
 	default:
 		return nil, &net.OpError{Op: "listen", Net: network, Err: net.UnknownNetworkError(network)}
 	}
+	return listen(network, address, false)
+}
+
+// listen is Listen; with apart every slot gets a socket of its own.
+func listen(network, address string, apart bool) (net.Listener, error) {
 	s, err := shared.get(network, address, func() (any, error) {
 		lc := net.ListenConfig{}
 		lc.SetMultipathTCP(false) // it has no way to be emptied before it is closed
+		if apart {
+			lc.Control = func(_, _ string, c syscall.RawConn) error {
+				return c.Control(func(fd uintptr) { setReusePort(int(fd)) })
+			}
+		}
 		return lc.Listen(context.Background(), network, address)
 	})
 	if err != nil {
 		return nil, err
 	}
+	s.apart = apart
 	return s.listener(), nil
 }
 
@@ -78,12 +88,12 @@ func ListenPacket(network, address string) (net.PacketConn, error) {
 func splitAddr(addr string) (network, address string, err error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
 		if path == "" {
-			return "", "", fmt.Errorf("cluster: Addr %q has no path; write unix:/run/app.sock", addr)
+			return "", "", errorf("cluster: Addr %q has no path; write unix:/run/app.sock", addr)
 		}
 		return "unix", path, nil
 	}
 	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return "", "", fmt.Errorf("cluster: Addr %q: %w; write host:port, :port or unix:/path", addr, err)
+		return "", "", errorf("cluster: Addr %q: %w; write host:port, :port or unix:/path", addr, err)
 	}
 	return "tcp", addr, nil
 }
@@ -97,6 +107,8 @@ type socket struct {
 	addr             net.Addr
 	inode            inode // of a unix socket's file that is ours to remove
 	number           int   // among those that were inherited
+	apart            bool  // a worker's slot has one of its own: this is slot 0's
+	ports            []int // those of the other slots, parked
 	inherited        bool  // and still somebody else's
 
 	mu      sync.Mutex
@@ -111,12 +123,38 @@ func (s *socket) String() string { return s.network + " " + s.address }
 
 // quiesce lets no new connection into the socket's queue, in any process.
 func (s *socket) quiesce() {
-	if !isPacket(s.network) {
-		s.control(func(fd int) { stopArrivals(s.network, fd) })
+	if isPacket(s.network) {
+		return
 	}
+	s.control(func(fd int) { stopArrivals(s.network, fd) })
 }
 
-// control calls f with the socket's descriptor, in either form.
+// port returns the descriptor for a slot, parked. One that is made for it
+// listens, unless backlog is 0.
+func (s *socket) port(slot, backlog int) (fd int, err error) {
+	if slot == 0 {
+		return s.park()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.ports) < slot {
+		if fd, err = bindBeside(s.fd, backlog); err != nil {
+			return -1, err
+		}
+		s.ports = append(s.ports, fd)
+	}
+	return s.ports[slot-1], nil
+}
+
+// others returns the descriptors of all slots but the first.
+func (s *socket) others() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ports)
+}
+
+// control calls f with the socket's descriptor, in either form, and with
+// those of its ports.
 func (s *socket) control(f func(fd int)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,6 +164,9 @@ func (s *socket) control(f func(fd int)) {
 		if rc, err := conn.SyscallConn(); err == nil {
 			rc.Control(func(fd uintptr) { f(int(fd)) })
 		}
+	}
+	for _, fd := range s.ports {
+		f(fd)
 	}
 }
 
@@ -176,7 +217,10 @@ func (s *socket) close() {
 	if s.fd >= 0 {
 		closeFD(s.fd)
 	}
-	s.fd, s.conn = -1, nil
+	for _, fd := range s.ports {
+		closeFD(fd)
+	}
+	s.fd, s.conn, s.ports = -1, nil, nil
 }
 
 // closeQueue closes this process's part of the handoff queue.
@@ -237,7 +281,7 @@ func (set *socketSet) get(network, address string, bind func() (any, error)) (*s
 		}
 	}
 	if IsWorker() {
-		return nil, fmt.Errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
+		return nil, errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
 	}
 	conn, err := bind()
 	if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
@@ -317,7 +361,7 @@ func (set *socketSet) find(l net.Listener) (*listener, error) {
 			return set.add(l.Addr().Network(), l.Addr().String(), l).listener(), nil
 		}
 	}
-	return nil, fmt.Errorf("cluster: a %T on %v has no listener of cluster.Listen inside", l, l.Addr())
+	return nil, errorf("cluster: a %T on %v has no listener of cluster.Listen inside", l, l.Addr())
 }
 
 // sockets returns a snapshot of the set.
@@ -355,21 +399,13 @@ func (set *socketSet) dropped() (list []*socket) {
 	return list
 }
 
-// own makes the inherited sockets this process's.
-func (set *socketSet) own() {
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	for _, s := range set.list {
-		s.inherited = false
-	}
-}
-
-// disown leaves these sockets to another process.
-func (set *socketSet) disown(list []*socket) {
+// disown leaves these sockets to another process, or makes them this
+// process's own.
+func (set *socketSet) disown(list []*socket, yes bool) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	for _, s := range list {
-		s.inherited = true
+		s.inherited = yes
 	}
 }
 
@@ -453,11 +489,13 @@ type listener struct {
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
 
-	receive  sync.Once     // starts receiving from the handoff queue
-	received chan struct{} // closed when that has ended; nil if there is no queue
-	mu       sync.Mutex    // guards handed
-	handed   []net.Conn    // from the queue, for Accept
-	any      atomic.Bool   // there are some
+	receive  sync.Once                // starts receiving from the handoff queue
+	received chan struct{}            // closed when that has ended; nil if there is no queue
+	mu       sync.Mutex               // guards handed and covered
+	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
+	any      atomic.Bool              // there are some
+	covered  map[int]deadlineListener // the sockets of other slots, which have nobody
+	covering sync.WaitGroup           // those who accept from them
 }
 
 // Accept waits for the next connection. The net.Conn is a *net.TCPConn or a
@@ -512,6 +550,53 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
+// cover makes Accept also return connections from fd, the socket of another
+// slot.
+func (l *listener) cover(slot, fd int) {
+	defer closeFD(fd)
+	conn, err := l.socket.open()
+	if err != nil {
+		return
+	}
+	inner := conn.(deadlineListener)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.covered[slot]; ok || isClosedChan(l.halt) {
+		return
+	}
+	if conn, err = unpark(fd, false); err != nil {
+		return
+	}
+	other := conn.(deadlineListener)
+	if l.covered == nil {
+		l.covered = make(map[int]deadlineListener)
+	}
+	l.covered[slot] = other
+	l.covering.Go(func() {
+		for {
+			c, err := other.Accept()
+			switch {
+			case err == nil:
+				l.hand(l.count(c, nil, false), inner)
+			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+				time.Sleep(100 * time.Millisecond)
+			default:
+				return
+			}
+		}
+	})
+}
+
+// uncover ends that: the slot has a worker again.
+func (l *listener) uncover(slot int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if other := l.covered[slot]; other != nil && !isClosedChan(l.halt) {
+		delete(l.covered, slot)
+		other.Close()
+	}
+}
+
 // hand makes Accept return c.
 func (l *listener) hand(c net.Conn, inner deadlineListener) {
 	l.mu.Lock()
@@ -558,20 +643,29 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if l.received != nil {
 		<-l.received
 	}
+	l.mu.Lock() // cover may be at it
+	from := []net.Listener{inner}
+	for _, other := range l.covered {
+		from = append(from, other)
+	}
+	l.mu.Unlock()
+	l.covering.Wait()
 	if c := l.takeHanded(inner); c != nil {
 		return c, nil
 	}
-	for time.Now().Before(l.sweep) {
-		c, err := acceptQueued(inner)
-		switch {
-		case err == nil:
-			return l.count(c, nil, false), nil
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-			return nil, l.error(err) // the server tries again
-		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
-			continue
+	for _, queued := range from {
+		for time.Now().Before(l.sweep) {
+			c, err := acceptQueued(queued)
+			switch {
+			case err == nil:
+				return l.count(c, nil, false), nil
+			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+				return nil, l.error(err) // the server tries again
+			case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
+				continue
+			}
+			break // the queue is empty
 		}
-		break // the queue is empty
 	}
 	l.closed()
 	return nil, l.error(net.ErrClosed)
@@ -585,6 +679,11 @@ func (l *listener) error(err error) error {
 func (l *listener) closed() {
 	l.stopOnce.Do(func() {
 		l.socket.close()
+		l.mu.Lock()
+		for _, other := range l.covered {
+			other.Close()
+		}
+		l.mu.Unlock()
 		close(l.stopped)
 	})
 }
@@ -598,6 +697,11 @@ func (l *listener) stop(sweep, timeout time.Duration) {
 	l.haltOnce.Do(func() {
 		l.sweep, l.final = time.Now().Add(sweep), sweep > 0
 		close(l.halt)
+		l.mu.Lock()
+		for _, other := range l.covered {
+			other.SetDeadline(time.Unix(1, 0))
+		}
+		l.mu.Unlock()
 		l.socket.mu.Lock()
 		defer l.socket.mu.Unlock()
 		if inner, ok := l.socket.conn.(deadlineListener); ok {
@@ -691,5 +795,15 @@ func (c *accepted) readUnread(b []byte) int {
 func (c *accepted) done() {
 	if !c.gone.Swap(true) {
 		c.l.conns.done()
+	}
+}
+
+//go:noinline
+func isClosedChan(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

@@ -200,7 +200,7 @@ func TestEqualCallsGiveDifferentSocketsInTheSameOrder(t *testing.T) {
 		if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			t.Fatal(err)
 		}
-		list, fds = append(list, socketSetting{s.network, s.address, false}), append(fds, fd)
+		list, fds = append(list, socketSetting{s.network, s.address, false, 0}), append(fds, fd)
 	}
 	if err := set.inherit(&settings{Sockets: list}, fds); err != nil {
 		t.Fatal(err)
@@ -230,11 +230,11 @@ func TestSocketsThatWereNotAnnouncedAreClosed(t *testing.T) {
 			dups = append(dups, dup)
 		}
 		var set socketSet
-		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false}}}, dups[:2]); err == nil {
+		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0}}}, dups[:2]); err == nil {
 			t.Error("a surplus is no error")
 		}
 		dup, _ := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
-		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false}}}, []int{dup}); err == nil {
+		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0}}}, []int{dup}); err == nil {
 			t.Error("a file is taken for a socket")
 		}
 	})

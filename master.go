@@ -103,9 +103,9 @@ type Master struct {
 
 	// SocketPath is the directory of the master socket, "" being "./", and
 	// SocketFilename its name there, "" being "cluster.{PID}.server.sock",
-	// where {PID} stands for the master's process id. Workers are connected
-	// through it; everybody else is refused. With neither set, a directory
-	// that can't be written is no error: the workers get socket pairs.
+	// where {PID} stands for the master's process id. It shows that a master
+	// lives there; whoever connects to it is refused. With neither set, a
+	// directory that can't be written is no error.
 	SocketPath, SocketFilename string
 
 	// Title is the master's title as ps(1) shows it, "" being "cluster".
@@ -117,6 +117,18 @@ type Master struct {
 	// User is the master's own, "" for Group is the primary group of User.
 	// All supplementary groups are dropped. This needs root.
 	User, Group string
+
+	// ReusePort gives every worker slot a listening socket of its own for
+	// Addr, which must be a TCP address. The kernel then decides at once
+	// which worker a connection is for, and wakes no other: with many
+	// workers more connections can be accepted. The price is that a
+	// connection waits for its own worker, however busy that is, where
+	// from the one socket that workers share otherwise anybody takes it.
+	// Only Linux has it; elsewhere it does nothing.
+	//
+	// The master holds all the sockets. When a slot has no ready worker,
+	// another accepts from its socket, so that nothing is lost.
+	ReusePort bool
 
 	// Stdout and Stderr are the workers' standard output and error. nil is
 	// the master's. They must stay open. On SIGUSR1 running workers get
@@ -274,58 +286,60 @@ func (m *Master) begin() error {
 	if err := self.await(); err != nil {
 		return err
 	}
-	errs := append(m.errs, m.check()...)
-	if len(errs) == 0 && m.Dir != "" && !self.worker {
-		if err := os.Chdir(m.Dir); err != nil {
-			errs = append(errs, fmt.Errorf("cluster: Dir: %w", err))
-		}
+	if err := m.check(); err != nil {
+		return err
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	if m.Dir != "" && !self.worker {
+		if err := os.Chdir(m.Dir); err != nil {
+			return errorf("cluster: Dir: %w", err)
+		}
 	}
 	for i := 0; i < len(m.Plugins); i++ { // a plugin may use another
 		if m.Plugins[i] == nil {
-			return fmt.Errorf("cluster: Plugins[%d] is nil", i)
+			return errorf("cluster: Plugins[%d] is nil", i)
 		}
 		if err := m.Plugins[i](m); err != nil {
-			return fmt.Errorf("cluster: plugin: %w", err)
+			return errorf("cluster: plugin: %w", err)
 		}
 	}
-	if errs := append(m.errs, m.check()...); len(errs) > 0 { // plugins set options too
-		return errors.Join(errs...)
-	}
-	return nil
+	return m.check() // plugins set options too
 }
 
 // check returns what is wrong with the settings.
-func (m *Master) check() (errs []error) {
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf("cluster: "+format, args...)) }
-	if m.Workers < 0 {
-		bad("Workers is %d; it can't be negative", m.Workers)
-	}
-	if m.Backlog < 0 {
-		bad("Backlog is %d; it can't be negative", m.Backlog)
-	}
-	if m.Timeout < 0 {
-		bad("Timeout is %v; it can't be negative", m.Timeout)
-	}
-	if m.RestartTimeout < 0 {
-		bad("RestartTimeout is %v; it can't be negative", m.RestartTimeout)
+func (m *Master) check() error {
+	errs := slices.Clip(m.errs)
+	bad := func(format string, args ...any) { errs = append(errs, errorf("cluster: "+format, args...)) }
+	for _, f := range []struct {
+		name     string
+		value    any
+		negative bool
+	}{
+		{"Workers", m.Workers, m.Workers < 0},
+		{"Backlog", m.Backlog, m.Backlog < 0},
+		{"Timeout", m.Timeout, m.Timeout < 0},
+		{"RestartTimeout", m.RestartTimeout, m.RestartTimeout < 0},
+	} {
+		if f.negative {
+			bad("%s is %v; it can't be negative", f.name, f.value)
+		}
 	}
 	if isNil(m.Server) {
 		bad("Server is a nil %T", m.Server)
 	}
+	network := ""
 	if m.Addr != "" {
-		if _, _, err := splitAddr(m.Addr); err != nil {
+		var err error
+		if network, _, err = splitAddr(m.Addr); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if m.ReusePort && network == "unix" {
+		bad("ReusePort is for TCP; Addr is %q", m.Addr)
 	}
 	if !self.worker && !m.inline() {
-		if err := m.checkFork(); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, m.checkFork()...)
 	}
-	return errs
+	return errors.Join(errs...)
 }
 
 // isNil reports whether v is an interface that holds a nil pointer.
@@ -340,7 +354,7 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 	if m.NewServer != nil && (self.worker || m.inline()) {
 		var err error
 		if server, err = m.NewServer(); err != nil {
-			return nil, fmt.Errorf("cluster: NewServer: %w", err)
+			return nil, errorf("cluster: NewServer: %w", err)
 		}
 		if server == nil || isNil(server) {
 			return nil, errors.New("cluster: NewServer returned nil")
@@ -349,14 +363,14 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 	var pairs []pair
 	add := func(l net.Listener, s Server) error {
 		if isNil(l) {
-			return fmt.Errorf("cluster: the listener is a nil %T", l)
+			return errorf("cluster: the listener is a nil %T", l)
 		}
 		ours, err := shared.find(l)
 		if err != nil {
 			return err
 		}
 		if slices.ContainsFunc(pairs, func(p pair) bool { return p.ours == ours }) {
-			return fmt.Errorf("cluster: the listener on %v is served twice", l.Addr())
+			return errorf("cluster: the listener on %v is served twice", l.Addr())
 		}
 		if l.Addr() == ours.Addr() && reflect.TypeOf(l) != reflect.TypeOf(ours) {
 			switch l.(type) {
@@ -372,10 +386,13 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 			return nil, err
 		}
 	}
+	if m.ReusePort && (l != nil || m.Addr == "") {
+		return nil, errors.New("cluster: ReusePort needs Addr, and no listener")
+	}
 	if l == nil && m.Addr != "" {
 		network, address, _ := splitAddr(m.Addr)
 		var err error
-		if l, err = Listen(network, address); err != nil {
+		if l, err = listen(network, address, m.ReusePort && canReusePort && !m.inline()); err != nil {
 			return nil, err
 		}
 	}
@@ -496,7 +513,7 @@ func (m *Master) do(f func(*supervisor) error) error {
 // Hooks.WorkerConnected for when they are ready.
 func (m *Master) Spawn(n int) error {
 	if n < 0 {
-		return fmt.Errorf("cluster: Spawn(%d): use Remove", n)
+		return errorf("cluster: Spawn(%d): use Remove", n)
 	}
 	return m.do(func(s *supervisor) error {
 		s.grow(n)
@@ -510,7 +527,7 @@ func (m *Master) Spawn(n int) error {
 // there are.
 func (m *Master) Remove(n int, sig ...os.Signal) error {
 	if n < 0 {
-		return fmt.Errorf("cluster: Remove(%d): use Spawn", n)
+		return errorf("cluster: Remove(%d): use Spawn", n)
 	}
 	return m.do(func(s *supervisor) error { return s.shrink(n, first(sig, syscall.SIGQUIT)) })
 }
@@ -649,7 +666,7 @@ func (m *Master) Conns() (active, total int64) {
 func (m *Master) Send(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("cluster: message %q: %w", name, err)
+		return errorf("cluster: message %q: %w", name, err)
 	}
 	switch {
 	case self.worker:

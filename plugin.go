@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"time"
 )
@@ -120,7 +119,7 @@ type Values map[string]json.RawMessage
 func (v Values) Set(key string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
-		return fmt.Errorf("cluster: value %q: %w", key, err)
+		return errorf("cluster: value %q: %w", key, err)
 	}
 	v[key] = data
 	return nil
@@ -134,7 +133,7 @@ func (v Values) Get(key string, ptr any) error {
 		return nil
 	}
 	if err := json.Unmarshal(data, ptr); err != nil {
-		return fmt.Errorf("cluster: value %q: %w", key, err)
+		return errorf("cluster: value %q: %w", key, err)
 	}
 	return nil
 }

@@ -1,7 +1,12 @@
 package cluster
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -32,5 +37,56 @@ func TestImports(t *testing.T) {
 				t.Errorf("on %s the package imports %s of module %s", goos, path, module)
 			}
 		}
+	}
+}
+
+// A step of the system's clock makes nobody late, silent or hung: times come
+// from time.Now, and keep their monotonic reading until they are compared.
+// The one exception is time.Unix(1, 0), a deadline that has passed for sure.
+func TestTimesAreMonotonic(t *testing.T) {
+	loses := []string{"Date", "Parse", "ParseInLocation", "Unix", "UnixMilli", "UnixMicro", "UnixNano",
+		"Round", "Truncate", "AddDate", "Local", "UTC"}
+	fset := token.NewFileSet()
+	files, err := filepath.Glob("*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no files:", err)
+	}
+	now := 0
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			f, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			if pkg, ok := f.X.(*ast.Ident); ok && pkg.Name == "time" {
+				if f.Sel.Name == "Now" {
+					now++
+				}
+				if f.Sel.Name == "Unix" {
+					sec, ok := call.Args[0].(*ast.BasicLit)
+					if ok && sec.Value == "1" {
+						return true
+					}
+				}
+			}
+			if slices.Contains(loses, f.Sel.Name) {
+				t.Errorf("%v: the result of %s has no monotonic reading", fset.Position(call.Pos()), f.Sel.Name)
+			}
+			return true
+		})
+	}
+	if now == 0 {
+		t.Error("time.Now is called nowhere")
 	}
 }

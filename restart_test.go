@@ -449,6 +449,14 @@ func init() {
 	}
 }
 
+// located is a server that tells where it serves.
+type located struct{ *http.Server }
+
+func (s located) Serve(l net.Listener) error {
+	report("addr", nil, l.Addr().Network()+" "+l.Addr().String())
+	return s.Server.Serve(l)
+}
+
 // deaf is a server that never accepts.
 type deaf struct{ *http.Server }
 
@@ -524,6 +532,11 @@ var _ = helper("fleet", func() {
 			}
 		}
 		return server, nil
+	}
+	if m.Addr != "" {
+		m.NewServer = func() (cluster.Server, error) { return located{server}, nil }
+		finish(m.ListenAndServe(nil))
+		return
 	}
 	l := listen(0)
 	for i := 1; ; i++ {

@@ -5,7 +5,6 @@ package cluster
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/signal"
@@ -143,18 +142,18 @@ func (m *Master) restart(sig os.Signal) error {
 	defer late.Stop()
 	h, err := m.forker.startHeir(values)
 	if err != nil {
-		return fmt.Errorf("cluster: restart: %w", err)
+		return errorf("cluster: restart: %w", err)
 	}
 	select {
 	case <-h.ready:
 	case <-h.failed:
-		err = fmt.Errorf("cluster: the new master failed: %s", h.reason)
+		err = errorf("cluster: the new master failed: %s", h.reason)
 	case <-h.reaped:
 		if err = h.died("ended before it was ready"); isClosedChan(h.failed) {
-			err = fmt.Errorf("cluster: the new master failed: %s", h.reason)
+			err = errorf("cluster: the new master failed: %s", h.reason)
 		}
 	case <-late.C:
-		err = fmt.Errorf("cluster: the new master was not ready after %v", m.restartTimeout())
+		err = errorf("cluster: the new master was not ready after %v", m.restartTimeout())
 	case <-s.closing:
 		err = ErrNotRunning
 	}
@@ -170,7 +169,7 @@ func (m *Master) restart(sig os.Signal) error {
 					sock.quiesce()
 				}
 			}
-			shared.disown(m.forker.sockets)
+			shared.disown(m.forker.sockets, true)
 			s.replaced = true
 			h.serve()
 			if sig == syscall.SIGKILL || defaultSignals[sig] == ActionDestroy {
@@ -219,12 +218,12 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog := program{
+	prog := &program{
 		path:  path,
 		args:  firstArgs,
 		dir:   firstDir,
 		files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
-		attr:  syscall.SysProcAttr{Setpgid: true}, // Ctrl-C reaches the stand-in, and that passes it on
+		attr:  &syscall.SysProcAttr{Setpgid: true}, // Ctrl-C reaches the stand-in, and that passes it on
 	}
 	h := &heir{
 		ready:  make(chan struct{}),
@@ -243,7 +242,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 		prog.extra = []int{fd}
 	case !f.m.Detach:
 		becomeSubreaper()
-		conn, fd, err := (*masterSocket)(nil).pair()
+		conn, fd, err := newPair()
 		if err != nil {
 			return nil, err
 		}
@@ -255,7 +254,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 		role += "5"
 	}
 	prog.env = append(cleanEnv(), envDescriptors+"="+role)
-	if h.childProcess, err = f.start(prog, settings{Values: values}); err != nil {
+	if h.childProcess, err = f.start(prog, &settings{Values: values}, -1); err != nil {
 		if h.life != nil {
 			h.life.Close()
 		}
@@ -297,20 +296,11 @@ func (h *heir) heard(m *Master, f frame) {
 	}
 }
 
-func isClosedChan(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // died returns the error for a master that is dead.
 func (h *heir) died(when string) error {
-	err := fmt.Errorf("cluster: the new master %s: %v", when, h.state)
+	err := errorf("cluster: the new master %s: %v", when, h.state)
 	if h.exception != nil {
-		err = fmt.Errorf("%w: %w", err, h.exception)
+		err = errorf("%w: %w", err, h.exception)
 	}
 	return err
 }
@@ -426,10 +416,10 @@ func (h *heir) standIn() error {
 		return errors.New(*h.outcome)
 	case state != nil && !state.Success():
 		waitForOrphans() // it may have left its workers to us
-		return fmt.Errorf("cluster: master %d: %v", last.Pid, state)
+		return errorf("cluster: master %d: %v", last.Pid, state)
 	case state == nil && h.outcome == nil:
 		waitForOrphans()
-		return fmt.Errorf("cluster: master %d died", last.Pid)
+		return errorf("cluster: master %d died", last.Pid)
 	}
 	return nil
 }
@@ -496,10 +486,11 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	case <-s.closing:
 		return
 	}
-	shared.own()
+	shared.disown(shared.sockets(), false)
 	debug.SetCrashOutput(nil, debug.CrashOptions{})
 	s.do(func() error {
 		f.hold.Store(false)
+		s.waiting = false
 		f.socket.takeOver()
 		if err := f.setBacklogs(); err != nil {
 			m.logf("%v", err)

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -295,7 +294,7 @@ func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) er
 		defer func() {
 			if v := recover(); v != nil {
 				m.logf("cluster: a %s hook panicked: %v\n%s", name, v, debug.Stack())
-				done <- fmt.Errorf("cluster: a %s hook panicked: %v", name, v)
+				done <- errorf("cluster: a %s hook panicked: %v", name, v)
 			}
 		}()
 		for _, h := range m.hooks.all() {
@@ -314,6 +313,6 @@ func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) er
 	case <-closing:
 		return ErrNotRunning
 	case <-late.C:
-		return fmt.Errorf("cluster: the %s hooks took longer than %v", name, m.restartTimeout())
+		return errorf("cluster: the %s hooks took longer than %v", name, m.restartTimeout())
 	}
 }

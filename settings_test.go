@@ -116,7 +116,7 @@ func TestBacklog(t *testing.T) {
 	}
 }
 
-// The master socket has the name it should, and is for nobody but the master.
+// The master socket has the name it should, and is for nobody.
 func TestSocket(t *testing.T) {
 	t.Parallel()
 	for _, settings := range [][]string{
@@ -181,8 +181,8 @@ func TestSocketRefusesStrangers(t *testing.T) {
 	p.quit()
 }
 
-// Workers inherit the connected end: the directory may go, and be replaced,
-// and they still come up.
+// Workers inherit their connection: the master socket may go, and somebody
+// else's be in its place, and they still come up.
 func TestSocketRemoved(t *testing.T) {
 	t.Parallel()
 	p := serve(t, "http", "workers=1")
@@ -202,6 +202,7 @@ func TestSocketRemoved(t *testing.T) {
 			if err != nil {
 				return
 			}
+			t.Error("somebody has connected to what is in the place of the master socket")
 			c.Write([]byte("\x01\x01\x00\x00\x00\x00\x00\x02{}"))
 			c.Close()
 		}
@@ -236,8 +237,8 @@ func TestSocketStale(t *testing.T) {
 	q.quit()
 }
 
-// Where no socket can be made, workers get socket pairs.
-func TestSocketpair(t *testing.T) {
+// Where no master socket can be made, the cluster does without.
+func TestNoSocket(t *testing.T) {
 	t.Parallel()
 	linuxOnly(t)
 	rootOnly(t)
@@ -248,7 +249,7 @@ func TestSocketpair(t *testing.T) {
 		p.cmd.Path = "/proc/self/exe" // its file may be where nobody can reach it
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		p.start().wait("listening")
-		p.waitLog("socketpair")
+		p.waitLog("no master socket")
 		if i := p.info(); i.Uid != 65534 {
 			t.Errorf("user id %d", i.Uid)
 		}
@@ -260,7 +261,7 @@ func TestSocketpair(t *testing.T) {
 		p.cmd.Args = append([]string{"unshare", "-m", "sh", "-c", `mount --bind . . && mount -o remount,bind,ro . && cd "$PWD" && exec "$0" "$@"`, p.cmd.Path}, p.cmd.Args[1:]...)
 		p.cmd.Path = program(t, "unshare")
 		p.start().wait("listening")
-		p.waitLog("socketpair")
+		p.waitLog("no master socket")
 		p.get("/")
 		p.quit()
 	})

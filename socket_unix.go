@@ -77,9 +77,26 @@ func acceptQueued(l net.Listener) (net.Conn, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("accept", err)
 	}
+	return connOf(fd)
+}
+
+// connOf returns the connection that fd is, which it closes.
+func connOf(fd int) (net.Conn, error) {
 	f := os.NewFile(uintptr(fd), "connection")
 	defer f.Close()
 	return net.FileConn(f)
+}
+
+// socketpair returns the close-on-exec ends of a connection.
+func socketpair(kind int) (fds [2]int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if fds, err = syscall.Socketpair(syscall.AF_UNIX, kind, 0); err != nil {
+		return fds, os.NewSyscallError("socketpair", err)
+	}
+	syscall.CloseOnExec(fds[0])
+	syscall.CloseOnExec(fds[1])
+	return fds, nil
 }
 
 // An inode is the file of a unix socket, so that only the very file that was

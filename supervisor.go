@@ -24,6 +24,7 @@ type slot struct {
 	next     *Worker     // its successor in a rolling restart, starting; or nil
 	failures int         // quick deaths in a row
 	retry    *time.Timer // the end of a wait, or nil
+	starved  bool        // no process could be forked for it
 	removed  bool
 }
 
@@ -111,10 +112,15 @@ type supervisor struct {
 	slots     []*slot   // by id
 	workers   []*Worker // every process, oldest first
 	queue     []*slot   // to be started when others are done starting
+	starved   int       // slots that are so
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
+	waiting   bool // for an old master: no worker accepts yet
 	replaced  bool // by a new master, which has the sockets
+
+	apart  bool      // every slot has a socket of its own
+	covers []*Worker // by the number of the slot that a socket is for: who accepts from it in its stead, or nil
 
 	snapshot atomic.Pointer[[]*Worker] // of workers, by id
 }
@@ -195,7 +201,7 @@ func (s *supervisor) handle(e event) {
 
 	case workerDraining:
 		if w.State() < WorkerDraining {
-			s.rolled(w, fmt.Errorf("cluster: worker %d drained before it was ready", w.ID))
+			s.rolled(w, errorf("cluster: worker %d drained before it was ready", w.ID))
 			w.set(WorkerDraining)
 			s.within(w, s.timeout)
 			s.refill(s.leave(w), 0)
@@ -244,6 +250,42 @@ func (s *supervisor) handle(e event) {
 
 	case called:
 		e.call()
+	}
+	if e.kind != workerBeat && e.kind != workerMessage {
+		s.cover()
+	}
+}
+
+// cover sees to it that somebody accepts from every slot's socket: if not a
+// worker of that slot, another one.
+func (s *supervisor) cover() {
+	if s.waiting || s.state != Active || len(s.covers) == 0 {
+		return
+	}
+	var ready []*Worker
+	for _, w := range s.workers {
+		if w.State() == WorkerReady {
+			ready = append(ready, w)
+		}
+	}
+	for id, w := range s.covers {
+		needed := s.apart || id > 0 // slot 0's is everybody's otherwise
+		for _, other := range ready {
+			if s.apart && other.ID == id {
+				needed = false
+			}
+		}
+		switch {
+		case !slices.Contains(ready, w):
+			if w = nil; needed && len(ready) > 0 {
+				w = ready[id%len(ready)]
+				w.proc.cover(id, true)
+			}
+		case !needed:
+			w.proc.cover(id, false)
+			w = nil
+		}
+		s.covers[id] = w
 	}
 }
 
@@ -337,7 +379,7 @@ func (s *supervisor) nowLate(w *Worker) {
 	if w.State() == WorkerStarting {
 		after = s.restartTimeout
 		if w.failure == nil {
-			w.failure = fmt.Errorf("not ready after %v", after)
+			w.failure = errorf("not ready after %v", after)
 		}
 	}
 	s.timedOut(w, after)
@@ -434,16 +476,17 @@ func (s *supervisor) start(sl *slot, r *roll) {
 	w := &Worker{ID: sl.id, Started: time.Now(), slot: sl, roll: r}
 	proc, err := s.launch(w, s.post)
 	if err != nil {
-		s.logf("cluster: starting worker %d: %v", sl.id, err)
-		err := &StartError{ID: sl.id, Err: err}
-		s.rolled(w, err)
-		s.startFailed(sl, err, false)
+		failed := &StartError{ID: sl.id, Err: err}
+		s.rolled(w, failed)
+		s.startFailed(sl, failed, false)
 		if sl.cur == nil {
+			s.starve(sl, err)
 			sl.failures++
 			s.refill(sl, max(backoff(sl.failures), 10*time.Millisecond))
 		}
 		return
 	}
+	s.starve(sl, nil)
 	w.proc, w.Pid = proc, proc.pid()
 	if sl.cur == nil {
 		sl.cur = w
@@ -451,6 +494,9 @@ func (s *supervisor) start(sl *slot, r *roll) {
 		sl.next = w
 	}
 	s.workers = append(s.workers, w)
+	for s.apart && len(s.covers) <= sl.id {
+		s.covers = append(s.covers, nil)
+	}
 	s.publish()
 	s.within(w, s.restartTimeout)
 	s.fire(func(h *Hooks) {
@@ -458,6 +504,25 @@ func (s *supervisor) start(sl *slot, r *roll) {
 			h.Worker(w)
 		}
 	})
+}
+
+// starve notes that no process can be forked for the slot, or, with a nil
+// err, that it needs none any more. It is said when that begins and when it is
+// over: not of every slot, nor of every attempt.
+func (s *supervisor) starve(sl *slot, err error) {
+	switch {
+	case sl.starved == (err != nil):
+		return
+	case sl.starved:
+		if s.starved--; s.starved == 0 {
+			s.logf("cluster: no worker waits to be started any more")
+		}
+	default:
+		if s.starved++; s.starved == 1 {
+			s.logf("cluster: starting worker %d: %v; trying again", sl.id, err)
+		}
+	}
+	sl.starved = !sl.starved
 }
 
 // startFailed ends a cluster whose first workers can't become ready.
@@ -524,13 +589,14 @@ func (s *supervisor) grow(n int) {
 // shrink removes the n slots with the highest ids.
 func (s *supervisor) shrink(n int, sig os.Signal) error {
 	if n > len(s.slots) {
-		return fmt.Errorf("cluster: Remove(%d): there are only %d workers", n, len(s.slots))
+		return errorf("cluster: Remove(%d): there are only %d workers", n, len(s.slots))
 	}
 	for range n {
 		sl := s.slots[len(s.slots)-1]
 		s.slots = s.slots[:len(s.slots)-1]
 		sl.removed = true
 		sl.stopRetry()
+		s.starve(sl, nil)
 		cur, next := sl.cur, sl.next
 		for _, w := range []*Worker{cur, next} {
 			if w != nil {
@@ -563,7 +629,7 @@ func (s *supervisor) retire(w *Worker, sig os.Signal, last bool) {
 		w.set(WorkerDraining)
 		w.stopTimer()
 		w.proc.signal(syscall.SIGKILL)
-		s.rolled(w, fmt.Errorf("cluster: worker %d was stopped before it was ready", w.ID))
+		s.rolled(w, errorf("cluster: worker %d was stopped before it was ready", w.ID))
 	case WorkerReady:
 		s.leave(w)
 		w.set(WorkerDraining)
@@ -587,7 +653,7 @@ func (s *supervisor) kill(sig os.Signal) error {
 	var errs []error
 	for _, w := range s.workers {
 		if err := s.tell(w, sig, false); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			errs = append(errs, fmt.Errorf("cluster: worker %d: %w", w.ID, err))
+			errs = append(errs, errorf("cluster: worker %d: %w", w.ID, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -607,12 +673,14 @@ func (s *supervisor) restart(sig os.Signal, ids ...int) (<-chan error, error) {
 	if s.state != Active {
 		return nil, ErrNotRunning
 	}
-	slots := slices.Clone(s.slots)
-	if len(ids) > 0 {
-		slots = slices.DeleteFunc(slots, func(sl *slot) bool { return !slices.Contains(ids, sl.id) })
-		if len(slots) == 0 {
-			return nil, fmt.Errorf("cluster: there is no worker %d", ids[0])
+	var slots []*slot
+	for _, sl := range s.slots {
+		if len(ids) == 0 || slices.Contains(ids, sl.id) {
+			slots = append(slots, sl)
 		}
+	}
+	if len(slots) == 0 && len(ids) > 0 {
+		return nil, errorf("cluster: there is no worker %d", ids[0])
 	}
 	r := s.nextRoll
 	if r == nil {

@@ -3,6 +3,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,6 +31,7 @@ type lab struct {
 	mu       sync.Mutex // guards the following
 	life     func(*fake)
 	forkErr  error // for slot 0
+	forkAll  bool  // and for all others
 	fakes    []*fake
 	forks    map[int]int // how many for each slot
 	deeds    []string    // what was done to processes, in order
@@ -108,7 +110,7 @@ func (b *lab) recorder() Hooks {
 func (b *lab) launch(w *Worker, post func(event)) (process, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.forkErr != nil && w.ID == 0 {
+	if b.forkErr != nil && (w.ID == 0 || b.forkAll) {
 		b.deeds = append(b.deeds, fmt.Sprintf("no fork %d", w.ID))
 		return nil, b.forkErr
 	}
@@ -295,6 +297,8 @@ func (p *fake) message(name string, data json.RawMessage) error {
 	p.b.did("message %s", p.name)
 	return nil
 }
+
+func (p *fake) cover(slot int, begin bool) { p.b.did("cover %s %d %v", p.name, slot, begin) }
 
 func (p *fake) reopen() { p.b.did("reopen %s", p.name) }
 
@@ -647,20 +651,74 @@ func TestWorkerKilledFromOutsideIsNoCrashLoop(t *testing.T) {
 }
 
 func TestForkThatFailsIsTriedAgainLater(t *testing.T) {
+	for _, err := range []error{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		inLab(t, 1, func(t *testing.T, b *lab) {
+			b.run()
+			b.forkFails(err)
+			b.forget()
+			go b.process("0.1").die(failed, nil)
+			time.Sleep(250 * time.Millisecond)
+			b.expect("no fork 0", "no fork 0")
+			b.forkFails(nil)
+			time.Sleep(time.Second)
+			b.serves("0.2")
+		})
+	}
+}
+
+// forkFails has forks for slot 0 fail with err.
+func (b *lab) forkFails(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forkErr = err
+}
+
+// However long it lasts, however many workers are missing and however often
+// they are tried, there is one line when it begins, and one when it is over.
+func TestForksThatFailAreToldOnce(t *testing.T) {
 	inLab(t, 1, func(t *testing.T, b *lab) {
+		var text bytes.Buffer
+		b.ErrorLog = log.New(&text, "", 0)
+		said := func(want string) {
+			t.Helper()
+			b.wait()
+			if got := text.String(); got != want {
+				t.Errorf("the log has %q, want %q", got, want)
+			}
+			text.Reset()
+		}
 		b.run()
-		b.mu.Lock()
-		b.forkErr = syscall.EAGAIN
-		b.mu.Unlock()
-		b.forget()
+		b.forkAll = true
+		b.forkFails(syscall.EAGAIN)
 		go b.process("0.1").die(failed, nil)
-		time.Sleep(250 * time.Millisecond)
-		b.expect("no fork 0", "no fork 0")
+		b.wait()
+		b.Spawn(1000)
+		time.Sleep(time.Hour)
+		said("cluster: starting worker 0: resource temporarily unavailable; trying again\n")
 		b.mu.Lock()
-		b.forkErr = nil
+		if n := len(b.deeds); n < 100_000 || n > 200_000 { // one in 30s for each
+			t.Errorf("%d attempts in an hour", n)
+		}
 		b.mu.Unlock()
-		time.Sleep(time.Second)
-		b.serves("0.2")
+		if err := b.RestartWorkers(); !errors.Is(err, syscall.EAGAIN) {
+			t.Errorf("RestartWorkers: %v", err)
+		}
+		b.Remove(900)
+		said("")
+		b.forkFails(nil)
+		time.Sleep(time.Minute)
+		said("cluster: no worker waits to be started any more\n")
+		if n := len(strings.Fields(b.serving())); n != 101 {
+			t.Errorf("%d workers serve", n)
+		}
+		b.forkFails(syscall.EMFILE)
+		if err := b.RestartWorkers(); !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("RestartWorkers: %v", err)
+		}
+		b.Spawn(1)
+		b.wait()
+		b.Remove(1)
+		said("cluster: starting worker 101: too many open files; trying again\ncluster: no worker waits to be started any more\n")
 	})
 }
 
@@ -1591,5 +1649,51 @@ func TestFlushWaitsForHooksButNotForEver(t *testing.T) {
 		if d := took(time.Minute); d != 0 {
 			t.Errorf("flush took %v, want 0", d)
 		}
+	})
+}
+
+func TestSlotsWithoutAReadyWorkerAreCovered(t *testing.T) {
+	inLab(t, 3, func(t *testing.T, b *lab) {
+		b.s.apart, b.s.covers = true, make([]*Worker, 1)
+		b.lives(after(time.Second))
+		b.run()
+		<-b.s.ready
+		time.Sleep(time.Hour)
+		// Until the first of them is ready there is nobody.
+		b.expect("fork 0.1", "fork 1.1", "fork 2.1", "cover 0.1 1 true", "cover 0.1 2 true",
+			"cover 0.1 1 false", "cover 0.1 2 false")
+		go b.process("1.1").die(killed, nil)
+		b.expect("fork 1.2", "cover 2.1 1 true")
+		go b.process("2.1").die(killed, nil)
+		b.expect("fork 2.2", "cover 0.1 1 true", "cover 0.1 2 true")
+		time.Sleep(time.Hour)
+		b.expect("cover 0.1 1 false", "cover 0.1 2 false")
+
+		b.Remove(1)
+		b.expect("drain 2.2", "cover 0.1 2 true")
+		go b.RestartWorkers() // the slot that is gone is passed on
+		b.expect("fork 0.2", "fork 1.3")
+		time.Sleep(time.Hour)
+		b.expect("drain 0.1", "cover 1.2 2 true", "drain 1.2", "cover 0.2 2 true")
+		b.Spawn(1)
+		b.expect("fork 2.3")
+		time.Sleep(time.Hour)
+		b.expect("cover 0.2 2 false")
+	})
+}
+
+// Sockets that an older version had made for its slots.
+func TestSocketsOfNoSlotAreCovered(t *testing.T) {
+	inLab(t, 2, func(t *testing.T, b *lab) {
+		b.s.covers, b.s.waiting = make([]*Worker, 3), true
+		b.run()
+		b.expect("fork 0.1", "fork 1.1")
+		b.s.do(func() error {
+			b.s.waiting = false
+			return nil
+		})
+		b.expect("cover 1.1 1 true", "cover 0.1 2 true")
+		go b.process("0.1").die(killed, nil)
+		b.expect("fork 0.2", "cover 1.1 2 true")
 	})
 }

@@ -85,7 +85,7 @@ func (w *Worker) Kill(sig os.Signal) error {
 func (w *Worker) Send(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("cluster: message %q: %w", name, err)
+		return errorf("cluster: message %q: %w", name, err)
 	}
 	return w.proc.message(name, data)
 }
@@ -98,6 +98,7 @@ type process interface {
 	serve() error          // accept from now on, if it was told to wait
 	drain(last bool) error // finish what is in flight, with last also what the kernel has queued
 	message(name string, data json.RawMessage) error
-	reopen() // give it the files that its output goes to again, and call its hooks
-	abort()  // it hangs: have it dump its goroutines, then kill it
+	cover(slot int, begin bool) // accept from the socket of that slot, too
+	reopen()                    // give it the files that its output goes to again, and call its hooks
+	abort()                     // it hangs: have it dump its goroutines, then kill it
 }

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	clustertest.Main(m, map[string]func(){
 		"cluster": serve,
 		"main":    func() { clustertest.Tell("main") },
+		"clients": holdConns,
 	})
 }
 

@@ -53,9 +53,9 @@ more, so that what runs in the end is what was there when it was asked for.
 The reason of a failure goes to standard error. The exit status is
 
 	0  done
-	1  failed
+	1  failed; for status: there are processes, but no master that answers
 	2  wrong usage
-	3  there is no master; status: nothing runs
+	3  there is no master; for status, shutdown and stop: nothing runs
 
 With --json after the command, standard output is one JSON object, and nothing
 else, with "ok", "code" (the exit status), "command", "error" if there is one,

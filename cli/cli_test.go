@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 }
 
 // app is both server and tool. What it does depends on files in its
-// directory: with "slow", workers are not ready until it is gone; with
-// "fail", they don't become so. $PLUGINS says what is used, in order, and
+// directory: with "slow", workers are not ready until it is gone, with
+// "slow.1" worker 1 isn't; with "fail", they don't become so. $PLUGINS says what is used, in order, and
 // $WORKERS how many workers there are, 1 if it is not set.
 func app() {
 	m := &cluster.Master{
@@ -93,7 +93,7 @@ func app() {
 }
 
 func newServer() (cluster.Server, error) {
-	for exists("slow") {
+	for exists("slow") || exists("slow."+os.Getenv("CLUSTER_WORKER")) {
 		time.Sleep(time.Millisecond)
 	}
 	if exists("fail") {
@@ -128,7 +128,6 @@ func early() {
 // A run is a running cluster.
 type run struct {
 	*clustertest.Program
-	t      *testing.T
 	master int
 }
 
@@ -148,12 +147,12 @@ func command(t *testing.T, plugins string, env ...string) *run {
 	t.Helper()
 	p := clustertest.Command(t, "app")
 	p.Cmd.Env = append(append(p.Cmd.Env, "PLUGINS="+plugins), env...)
-	return &run{p, t, 0}
+	return &run{p, 0}
 }
 
 // A tool is a run of the program as its own control tool.
 type tool struct {
-	t    *testing.T
+	t    testing.TB
 	cmd  *exec.Cmd
 	mu   sync.Mutex // guards out
 	out  bytes.Buffer
@@ -169,14 +168,14 @@ func (l *tool) Write(b []byte) (int, error) {
 
 // begin starts a command.
 func (r *run) begin(args ...string) *tool {
-	r.t.Helper()
+	r.T.Helper()
 	l := r.command(args...)
 	l.start()
 	return l
 }
 
 func (r *run) command(args ...string) *tool {
-	l := &tool{t: r.t, cmd: exec.Command(r.Cmd.Path, args...), done: make(chan struct{})}
+	l := &tool{t: r.T, cmd: exec.Command(r.Cmd.Path, args...), done: make(chan struct{})}
 	l.cmd.Dir = r.Dir
 	l.cmd.Env = r.Cmd.Env
 	l.cmd.Stdout, l.cmd.Stderr = l, &l.errs
@@ -191,15 +190,18 @@ func (l *tool) start() {
 	go func() { l.cmd.Wait(); close(l.done) }()
 }
 
+// output returns what the command has printed on standard output.
+func (l *tool) output() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.String()
+}
+
 // wait waits until the command has printed something.
 func (l *tool) wait(text string) {
 	l.t.Helper()
-	if !clustertest.Eventually(clustertest.Patience, func() bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return strings.Contains(l.out.String(), text)
-	}) {
-		l.t.Fatalf("%q: timeout waiting for %q in %q", l.cmd.Args[1:], text, l.out.String())
+	if !clustertest.Eventually(clustertest.Patience, func() bool { return strings.Contains(l.output(), text) }) {
+		l.t.Fatalf("%q: timeout waiting for %q in %q", l.cmd.Args[1:], text, l.output())
 	}
 }
 
@@ -212,15 +214,15 @@ func (l *tool) end(status int) (string, string) {
 	case <-time.After(clustertest.Patience):
 		l.cmd.Process.Signal(syscall.SIGABRT)
 		<-l.done
-		l.t.Fatalf("%q: timeout: %s%s", l.cmd.Args[1:], l.out.String(), l.errs.String())
+		l.t.Fatalf("%q: timeout: %s%s", l.cmd.Args[1:], l.output(), l.errs.String())
 	}
 	if got := l.cmd.ProcessState.ExitCode(); got != status {
-		l.t.Fatalf("%q: exit status %d, want %d\n%s%s", l.cmd.Args[1:], got, status, l.out.String(), l.errs.String())
+		l.t.Fatalf("%q: exit status %d, want %d\n%s%s", l.cmd.Args[1:], got, status, l.output(), l.errs.String())
 	}
 	if strings.Contains(l.errs.String(), "DATA RACE") {
 		l.t.Fatal(l.errs.String())
 	}
-	return l.out.String(), l.errs.String()
+	return l.output(), l.errs.String()
 }
 
 // first waits for the command, which must succeed, and returns what it prints
@@ -233,25 +235,25 @@ func (l *tool) first() string {
 
 // do runs a command, and returns what it prints on standard output.
 func (r *run) do(status int, args ...string) string {
-	r.t.Helper()
+	r.T.Helper()
 	out, errs := r.begin(args...).end(status)
 	if (errs == "") != (status == 0) {
-		r.t.Errorf("%q: exit status %d, and on standard error %q", args, status, errs)
+		r.T.Errorf("%q: exit status %d, and on standard error %q", args, status, errs)
 	}
 	return out
 }
 
 // json runs a command with --json, and returns the object.
 func (r *run) json(status int, args ...string) map[string]any {
-	r.t.Helper()
+	r.T.Helper()
 	out, _ := r.begin(append(args, "--json")...).end(status)
 	var v map[string]any
 	d := json.NewDecoder(strings.NewReader(out))
 	if err := d.Decode(&v); err != nil || d.More() {
-		r.t.Fatalf("%q: no JSON object, or more than one: %v: %q", args, err, out)
+		r.T.Fatalf("%q: no JSON object, or more than one: %v: %q", args, err, out)
 	}
 	if v["ok"] != (status == 0) || v["code"] != float64(status) || v["command"] == "" || v["ms"] == nil || (v["error"] == nil) != (status == 0) {
-		r.t.Errorf("%q: %s", args, out)
+		r.T.Errorf("%q: %s", args, out)
 	}
 	return v
 }
@@ -273,59 +275,62 @@ func contains(t *testing.T, got, want string) {
 func (r *run) path(name string) string { return filepath.Join(r.Dir, name) }
 
 func (r *run) create(name string) {
-	r.t.Helper()
+	r.T.Helper()
 	if err := os.WriteFile(r.path(name), nil, 0o644); err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 }
 
 func (r *run) remove(name string) {
-	r.t.Helper()
+	r.T.Helper()
 	if err := os.Remove(r.path(name)); err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
 }
 
 // listening notes that there is a new master.
 func (r *run) listening() {
-	r.t.Helper()
+	r.T.Helper()
 	r.master = r.WaitPid("listening")
 }
 
 // gone checks that a cluster has ended and left nothing behind.
 func (r *run) gone() {
-	r.t.Helper()
-	for _, name := range []string{"pids", "run", "elsewhere"} {
-		os.Remove(r.path(name)) // if it is empty
+	r.T.Helper()
+	dirs := []string{"pids", "run", "elsewhere"}
+	r.End(0, dirs...)
+	for _, name := range dirs {
+		if err := os.Remove(r.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			r.T.Error(err)
+		}
 	}
-	r.End(0)
 }
 
 func (r *run) dial() net.Conn {
-	r.t.Helper()
+	r.T.Helper()
 	c, err := net.Dial("unix", r.path("app.sock"))
 	if err != nil {
-		r.t.Fatal(err)
+		r.T.Fatal(err)
 	}
-	r.t.Cleanup(func() { c.Close() })
+	r.T.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(clustertest.Patience))
 	return c
 }
 
 // A held request has been begun, and not finished.
 type held struct {
-	t  *testing.T
+	t  testing.TB
 	c  net.Conn
 	in *bufio.Reader
 }
 
 func (r *run) hold() *held {
-	r.t.Helper()
-	h := &held{t: r.t, c: r.dial()}
+	r.T.Helper()
+	h := &held{t: r.T, c: r.dial()}
 	h.in = bufio.NewReader(h.c)
 	io.WriteString(h.c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n")
 	if line, err := h.in.ReadString('\n'); err != nil || !strings.Contains(line, "100") { // the handler reads
-		r.t.Fatalf("%q, %v", line, err)
+		r.T.Fatalf("%q, %v", line, err)
 	}
 	h.in.ReadString('\n')
 	return h
@@ -539,10 +544,12 @@ func TestOtherArgumentsStart(t *testing.T) {
 func TestRestart(t *testing.T) {
 	r := start(t, "", "WORKERS=2")
 	old := r.master
-	out := r.do(0, "restart")
-	lines := strings.Split(strings.TrimSpace(out), "\n")
+	r.create("slow.1")
+	l := r.begin("restart")
+	l.wait("1/2 workers ready\n")
+	r.remove("slow.1")
+	lines := strings.Split(strings.TrimSpace(l.first()), "\n")
 	match(t, lines[len(lines)-1], fmt.Sprintf(`2/2 workers ready, old master %d gone, (\d+ ms|\d+\.\d s)`, old))
-	contains(t, out, "1/2 workers ready\n2/2 workers ready\n")
 	r.listening()
 	if r.master == old {
 		t.Fatal("the master is the same")
@@ -557,7 +564,7 @@ func TestRestart(t *testing.T) {
 	if got, want := states(list), "master active, stand-in, worker 0 ready, worker 1 ready"; got != want || list[1].Pid != r.Pid() {
 		t.Errorf("got %s, want %s: %+v", got, want, list)
 	}
-	out = r.do(0, "--shutdown")
+	out := r.do(0, "--shutdown")
 	lines = strings.Split(strings.TrimSpace(out), "\n")
 	match(t, lines[len(lines)-1], fmt.Sprintf(`master %d gone, with 2 workers, .*`, r.master))
 	if left := r.Processes(); len(left) > 0 {
@@ -571,7 +578,7 @@ func TestRestartUnderLoad(t *testing.T) {
 	r := start(t, "")
 	var served, stop atomic.Int64
 	var clients sync.WaitGroup
-	for range 4 {
+	for range 2 {
 		clients.Go(func() {
 			transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 				return net.Dial("unix", r.path("app.sock"))
@@ -713,8 +720,11 @@ func TestSpawn(t *testing.T) {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
-	out := r.do(0, "spawn", "2")
-	contains(t, out, "1/2 workers ready\n2/2 workers ready\n2 workers ready, 3 in all, ")
+	r.create("slow.1")
+	l := r.begin("spawn", "2")
+	l.wait("1/2 workers ready\n")
+	r.remove("slow.1")
+	contains(t, l.first(), "1/2 workers ready\n2/2 workers ready\n2 workers ready, 3 in all, ")
 	count("master active, worker 0 ready, worker 1 ready, worker 2 ready")
 	contains(t, r.do(0, "spawn", "-1"), "1 worker gone, 2 in all, ")
 	if v := r.json(0, "spawn", "-1"); v["workers"] != 1.0 {
@@ -727,8 +737,8 @@ func TestSpawn(t *testing.T) {
 	contains(t, errs, "worker 1 died before it was ready: exit status 1: cluster: NewServer: no database; the master goes on trying\n")
 	r.remove("fail")
 	h := r.hold() // by the one that is left
-	l := r.begin("spawn", "-2")
-	l.wait("waiting for 1 old worker to finish")
+	l = r.begin("spawn", "-2")
+	l.wait("waiting for 1 worker to finish")
 	count("master active, worker 0 draining")
 	h.finish()
 	contains(t, l.first(), "2 workers gone, 0 in all, ")
@@ -802,7 +812,7 @@ func TestInterrupt(t *testing.T) {
 	// A client that is killed harms nothing either.
 	h := r.hold()
 	l = r.begin("shutdown")
-	r.Wait("closing")
+	r.Wait("closing", strconv.Itoa(r.master))
 	l.cmd.Process.Kill()
 	l.end(-1)
 	h.finish()
@@ -820,7 +830,7 @@ func dead(t *testing.T) (*run, *held) {
 }
 
 func (r *run) killed() {
-	r.t.Helper()
+	r.T.Helper()
 	entries, _ := os.ReadDir(r.path("pids"))
 	for _, e := range entries {
 		os.Remove(filepath.Join(r.Dir, "pids", e.Name()))
@@ -977,7 +987,6 @@ func TestPlugins(t *testing.T) {
 			if err != nil || info.Mode() != fs.ModeSocket|0o600 {
 				t.Errorf("%v, %v", info, err)
 			}
-			r.do(0, "status")
 			r.do(0, "restart")
 			r.listening()
 			contains(t, r.do(0, "status"), strconv.Itoa(r.master))
@@ -1039,7 +1048,7 @@ func TestSecondStart(t *testing.T) {
 func TestMainBeforeListen(t *testing.T) {
 	t.Parallel()
 	p := clustertest.Start(t, "early")
-	r := &run{p, t, p.WaitPid("listening")}
+	r := &run{p, p.WaitPid("listening")}
 	contains(t, r.do(0, "status"), "worker 0")
 	match(t, r.do(0, "version"), "early\n")
 	r.do(0, "restart")
@@ -1117,5 +1126,45 @@ func TestOtherUser(t *testing.T) {
 	}
 	r.remove("app")
 	r.do(0, "shutdown")
+	r.gone()
+}
+
+// A session goes on with the next master.
+func TestRepl(t *testing.T) {
+	r := start(t, "")
+	l := r.command("repl")
+	in, err := l.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	io.WriteString(in, "pids\n")
+	l.wait(fmt.Sprintf("master: %d\n", r.master))
+	r.do(0, "restart")
+	r.listening()
+	io.WriteString(in, "pids\n")
+	l.wait(fmt.Sprintf("master: %d\n", r.master))
+	io.WriteString(in, "quit\n")
+	_, errs := l.end(0)
+	match(t, errs, fmt.Sprintf(".*: master %d has replaced master %d: attached to it\n", r.master, r.Pid()))
+
+	l = r.command("repl", "--json")
+	l.cmd.Stdin = strings.NewReader("pids\n")
+	l.start()
+	var v struct{ Output string }
+	if err := json.Unmarshal([]byte(l.first()), &v); err != nil {
+		t.Fatal(err)
+	}
+	contains(t, v.Output, fmt.Sprintf("master: %d\n", r.master))
+
+	l = r.command("repl")
+	if in, err = l.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	l.wait("cluster> ")
+	io.WriteString(in, "shutdown\n")
+	_, errs = l.end(0)
+	match(t, errs, fmt.Sprintf(".*: master %d has ended\n", r.master))
 	r.gone()
 }

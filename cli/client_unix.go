@@ -184,8 +184,12 @@ func (c *call) show(r reply) {
 	case progress:
 		c.progress("%d/%d workers ready", r.Ready, r.Workers)
 	case draining:
+		what := "worker"
+		if c.name == "restart" {
+			what = "old worker"
+		}
 		if r.Left > 0 {
-			c.progress("waiting for %s to finish", plural(r.Left, "old worker"))
+			c.progress("waiting for %s to finish", plural(r.Left, what))
 		}
 	}
 }
@@ -301,7 +305,6 @@ func (c *call) restart() error {
 	if err != nil {
 		return fmt.Errorf("master %d has been replaced, but the new one does not answer at %s", old.hello.Pid, c.path)
 	}
-	c.progress("%d/%d workers ready", r.Ready, r.Workers)
 	for r := range old.replies {
 		c.show(r)
 	}

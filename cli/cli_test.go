@@ -41,7 +41,8 @@ func TestMain(m *testing.M) {
 
 // app is both server and tool. What it does depends on files in its
 // directory: with "slow", workers are not ready until it is gone, with
-// "slow.1" worker 1 isn't; with "fail", they don't become so. $PLUGINS says what is used, in order, and
+// "slow.1" worker 1 isn't; with "fail", they don't become so; with "linger",
+// the master doesn't exit until it is gone. $PLUGINS says what is used, in order, and
 // $WORKERS how many workers there are, 1 if it is not set.
 func app() {
 	m := &cluster.Master{
@@ -72,6 +73,7 @@ func app() {
 				m.On(cluster.Hooks{Message: func(*cluster.Worker, string, json.RawMessage) { time.Sleep(time.Hour) }})
 				return nil
 			},
+			"args":   func(m *cluster.Master) error { m.Args = []string{"status"}; return nil },
 			"detach": func(m *cluster.Master) error { m.Detach = true; return nil },
 			"define": func(m *cluster.Master) error {
 				cli.Define("-x, --example, example", func(args []string) error {
@@ -89,6 +91,9 @@ func app() {
 	}
 	if err := m.ListenAndServe(nil); err != nil {
 		log.Fatal(err)
+	}
+	for !cluster.IsWorker() && exists("linger") {
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -529,10 +534,10 @@ func TestDefine(t *testing.T) {
 }
 
 // What is no command starts the program, as does a command that is not its
-// first argument.
+// first argument. In a worker nothing is a command.
 func TestOtherArgumentsStart(t *testing.T) {
 	t.Parallel()
-	r := command(t, "")
+	r := command(t, "pidfiles cli events args")
 	r.Cmd.Args = append(r.Cmd.Args, "-vv", "status")
 	r.Start()
 	r.listening()
@@ -600,14 +605,14 @@ func TestRestartUnderLoad(t *testing.T) {
 	l := r.begin("restart")
 	r.listening()
 	l.wait("waiting for 1 old worker to finish")
+	list := rows(t, r.json(0, "status"))
+	if got, want := states(list), "master active, old master draining, worker 0 ready"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
 	select {
 	case <-l.done:
 		t.Error("the command didn't wait for the old master")
 	default:
-	}
-	list := rows(t, r.json(0, "status"))
-	if got, want := states(list), "master active, old master draining, worker 0 ready"; got != want {
-		t.Errorf("got %s, want %s", got, want)
 	}
 	h.finish()
 	l.end(0)
@@ -764,7 +769,15 @@ func TestShutdownWaits(t *testing.T) {
 		t.Error("shutdown didn't wait for the request")
 	default:
 	}
+	r.create("linger")
 	h.finish()
+	second.wait("to exit")
+	select {
+	case <-l.done:
+		t.Error("shutdown didn't wait for the master's exit")
+	default:
+	}
+	r.remove("linger")
 	l.end(0)
 	second.end(0)
 	if left := r.Processes(); len(left) > 0 {
@@ -849,12 +862,7 @@ func TestDeadMaster(t *testing.T) {
 		contains(t, errs, " starts anew\n")
 	}
 	l := r.begin("shutdown")
-	l.wait("1 worker sent SIGQUIT")
-	select {
-	case <-l.done:
-		t.Error("shutdown didn't wait for the request")
-	default:
-	}
+	l.wait("1 worker sent SIGQUIT\nwaiting for [")
 	h.finish()
 	out, _ = l.end(0)
 	contains(t, out, "1 worker gone, ")
@@ -1072,7 +1080,7 @@ func TestGarbage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetDeadline(time.Now().Add(clustertest.Patience))
+		c.SetDeadline(time.Now().Add(4 * time.Second)) // it would wait five for the end of a line
 		io.WriteString(c, line)
 		in := bufio.NewReader(c)
 		if hello, err := in.ReadString('\n'); err != nil || !strings.Contains(hello, `"hello"`) {

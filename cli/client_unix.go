@@ -384,9 +384,11 @@ func (c *call) end() error {
 			}
 		}
 		next := c.dialNext(cn) // it was being restarted
-		for next == nil && left(processes) > 0 {
+		for closed := time.Now(); next == nil && len(left(processes)) > 0; next = c.dialNext(cn) {
 			time.Sleep(10 * time.Millisecond)
-			next = c.dialNext(cn)
+			if time.Since(closed) > patience {
+				c.progress("waiting for %v to exit", left(processes))
+			}
 		}
 		if next == nil {
 			c.result["master"], c.result["workers"] = cn.hello.Pid, workers

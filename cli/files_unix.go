@@ -219,8 +219,10 @@ func (c *call) endBySignal(cause error) error {
 	}
 	c.goesOn()
 	hard := time.Now().Add(c.timeout)
-	for left(all) > 0 {
-		time.Sleep(10 * time.Millisecond)
+	for begun := time.Now(); len(left(all)) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(begun) > patience {
+			c.progress("waiting for %v to exit", left(all))
+		}
 		if c.name == "stop" && time.Now().After(hard) {
 			for _, p := range all {
 				if p.alive() {
@@ -256,12 +258,12 @@ func (id identity) alive() bool {
 	return (err == nil || errors.Is(err, syscall.EPERM)) && id.same()
 }
 
-// left returns how many of these processes are left.
-func left(processes []identity) (n int) {
+// left returns the ids of those of the processes that are alive.
+func left(processes []identity) (pids []int) {
 	for _, p := range processes {
 		if p.alive() {
-			n++
+			pids = append(pids, p.pid)
 		}
 	}
-	return n
+	return pids
 }

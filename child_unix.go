@@ -328,12 +328,12 @@ func (m *Master) work(pairs []pair) error {
 	m.settle()
 	go m.obey(sv)
 	err := sv.run()
+	m.hooks.flush(m.timeout()) // for what they send to go before the end
 	if err != nil {
 		self.failed(errorf("cluster: server: %w", err))
 		return err
 	}
 	self.link.close()
-	m.hooks.flush(m.timeout())
 	return nil
 }
 

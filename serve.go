@@ -91,6 +91,7 @@ var errServerReturned = errors.New("cluster: the server's Serve returned before 
 // run serves until the service has drained. Every server's Serve runs in a
 // goroutine of its own.
 func (sv *service) run() error {
+	defer sv.m.hooks.fire(fireDrained)
 	failures := make(chan error, len(sv.pairs))
 	var serving sync.WaitGroup
 	for _, p := range sv.pairs {
@@ -230,7 +231,7 @@ func (sv *service) close() {
 // serveInline is ListenAndServe without workers.
 func (m *Master) serveInline(pairs []pair) error {
 	sv := m.newService(pairs)
-	sv.ready = m.fireListening
+	sv.ready = func() { m.hooks.fire(fireListening) }
 	m.runInline(sv)
 	return sv.err
 }
@@ -240,7 +241,7 @@ func (m *Master) startInline() error {
 	sv := m.newService(nil)
 	ready := make(chan struct{})
 	sv.ready = func() {
-		m.fireListening()
+		m.hooks.fire(fireListening)
 		close(ready)
 	}
 	go m.runInline(sv)
@@ -265,14 +266,6 @@ func (m *Master) runInline(sv *service) {
 	close(sv.over)
 	m.hooks.flush(m.timeout())
 	close(sv.ended)
-}
-
-func (m *Master) fireListening() {
-	m.hooks.fire(func(h *Hooks) {
-		if h.Listening != nil {
-			h.Listening()
-		}
-	})
 }
 
 // fireStart calls Hooks.Start.

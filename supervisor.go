@@ -314,11 +314,7 @@ func (s *supervisor) checkListening() {
 	}) {
 		s.listening = true
 		close(s.ready)
-		s.fire(func(h *Hooks) {
-			if h.Listening != nil {
-				h.Listening()
-			}
-		})
+		s.fire(fireListening)
 		go s.settled()
 	}
 }

@@ -36,7 +36,8 @@ type generation struct {
 	restarted   chan struct{} // closed when the Restart hooks have been called
 	tellRestart sync.Once
 
-	heir atomic.Pointer[heir] // of a master that has been replaced
+	heir   atomic.Pointer[heir] // of a master that has been replaced
+	missed atomic.Int32         // signal to reopen files that a new master which is starting has not had, or 0
 }
 
 // A restart is one call of Restart, or several that share it.
@@ -140,6 +141,7 @@ func (m *Master) restart(sig os.Signal) error {
 	}
 	late := time.NewTimer(m.restartTimeout())
 	defer late.Stop()
+	m.missed.Store(0)
 	h, err := m.forker.startHeir(values)
 	if err != nil {
 		return errorf("cluster: restart: %w", err)
@@ -162,7 +164,8 @@ func (m *Master) restart(sig os.Signal) error {
 			if isClosedChan(h.reaped) {
 				return h.died("ended as soon as it was ready")
 			}
-			m.heir.Store(h) // signals go there
+			m.heir.Store(h)                           // signals go there
+			h.signal(syscall.Signal(m.missed.Load())) // 0 does nothing
 			m.forker.dropped = h.dropped
 			for i, sock := range m.forker.sockets {
 				if slices.Contains(h.dropped, i) {

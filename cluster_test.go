@@ -512,11 +512,7 @@ func (p *proc) end(status int, files ...string) {
 // empty checks that no process is left, and no file but these.
 func (p *proc) empty(files ...string) {
 	p.t.Helper()
-	select {
-	case <-p.gone:
-	case <-time.After(patience):
-		p.t.Fatalf("processes left behind: %v", marked(p.mark))
-	}
+	p.over()
 	entries, err := os.ReadDir(p.dir)
 	if err != nil {
 		p.t.Error(err)
@@ -525,6 +521,16 @@ func (p *proc) empty(files ...string) {
 		if !slices.Contains(files, e.Name()) {
 			p.t.Errorf("file left behind: %s", e.Name())
 		}
+	}
+}
+
+// over waits until no process is left.
+func (p *proc) over() {
+	p.t.Helper()
+	select {
+	case <-p.gone:
+	case <-time.After(patience):
+		p.t.Fatalf("processes left behind: %v", marked(p.mark))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

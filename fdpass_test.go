@@ -746,6 +746,21 @@ func TestStaleMasterSocketsAreRemoved(t *testing.T) {
 	}
 }
 
+// A new master has another name until it takes over, if the name is fixed.
+func TestStaleMasterSocketOfANewMasterIsRemoved(t *testing.T) {
+	dir := t.TempDir()
+	staleSocket(t, filepath.Join(dir, "app.sock.1"))
+	staleSocket(t, filepath.Join(dir, "app.sock.x"))
+	s, err := listenMaster(dir, "app.sock", t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if names, _ := filepath.Glob(filepath.Join(dir, "*")); len(names) != 2 {
+		t.Errorf("left: %v, want app.sock and app.sock.x", names)
+	}
+}
+
 // Nobody gets anything out of the master socket, not even the master.
 func TestMasterSocketSendsEverybodyAway(t *testing.T) {
 	s, err := listenMaster(t.TempDir(), "", t.Logf)

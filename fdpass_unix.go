@@ -589,7 +589,7 @@ func (s *masterSocket) takeOver() {
 func removeStale(dir, name string) {
 	prefix, suffix, ok := strings.Cut(name, "{PID}")
 	if !ok {
-		return
+		prefix += "." // as a new master has it until it takes over
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -642,6 +642,7 @@ func (s *masterSocket) close() {
 		return
 	}
 	s.file.remove()
+	s.file = inode{} // what is there later is somebody else's
 	s.l.Close()
 }
 

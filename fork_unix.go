@@ -102,8 +102,9 @@ func parseID(s string, id *uint32) error {
 }
 
 // fork prepares this process to be a master and s to start its workers. The
-// function it returns takes that back.
-func (m *Master) fork(s *supervisor) (stop func(), err error) {
+// function it returns takes that back, or as much as those that are left can
+// do without: they have the sockets themselves.
+func (m *Master) fork(s *supervisor) (release func(), err error) {
 	if !active.CompareAndSwap(false, true) {
 		return nil, errorf("%w: another Master of this process has workers", ErrStarted)
 	}
@@ -112,6 +113,9 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 			active.Store(false)
 		}
 	}()
+	if os.Getpid() == 1 {
+		becomeSubreaper() // of a container it is already
+	}
 	f := &forker{m: m}
 	if err := f.prepare(s.size); err != nil {
 		return nil, err
@@ -176,9 +180,13 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		go m.watchPredecessor(s)
 	}
 	return func() {
-		f.socket.close()
-		shared.close(true) // what belongs to a new master it keeps
-		active.Store(false)
+		active.Store(!s.over())
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if s.over() || m.current == nil || m.heir.Load() != nil { // else a restart is about to pass them on
+			f.socket.close()
+			shared.close(true) // what belongs to a new master it keeps
+		}
 	}, nil
 }
 

@@ -32,6 +32,9 @@ var ErrNotInherited = errors.New("not inherited from the master")
 // every process: this is how two listeners on port 0 are told apart. The
 // socket file of a unix listener is replaced if nobody serves it any more,
 // and removed when the last master shuts down.
+//
+// An address that is in use is tried again for two seconds: workers whose
+// master was killed outright let go of theirs in that time.
 func Listen(network, address string) (net.Listener, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6", "unix":
@@ -267,6 +270,10 @@ type socketSet struct {
 // shared is this process's set.
 var shared socketSet
 
+// bindPatience is how long an address may be in use before that is an error.
+// It is a variable for the sake of tests.
+var bindPatience = 2 * orphanSweep
+
 // get claims the first socket for network and address that nobody has
 // claimed, or makes one with bind.
 func (set *socketSet) get(network, address string, bind func() (any, error)) (*socket, error) {
@@ -283,14 +290,18 @@ func (set *socketSet) get(network, address string, bind func() (any, error)) (*s
 	if IsWorker() {
 		return nil, errorf("cluster: listen %s %s: %w, which passed %s", network, address, ErrNotInherited, set.describe())
 	}
-	conn, err := bind()
-	if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
-		conn, err = bind()
+	for end := time.Now().Add(bindPatience); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := bind()
+		if err != nil && strings.HasPrefix(network, "unix") && unlinkStale(network, address) {
+			conn, err = bind()
+		}
+		if err == nil {
+			return set.add(network, address, conn), nil
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			return nil, err
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return set.add(network, address, conn), nil
 }
 
 // add puts conn, open in this process, into the set. set.mu is held.

@@ -27,7 +27,12 @@ import (
 // cleanUp closes what a test has left in this process's set of sockets.
 func cleanUp(t testing.TB) {
 	shared.close(true)
-	t.Cleanup(func() { shared.close(true) })
+	patience := bindPatience
+	bindPatience = 0
+	t.Cleanup(func() {
+		shared.close(true)
+		bindPatience = patience
+	})
 }
 
 func mustListen(t testing.TB, network, address string) *listener {
@@ -169,14 +174,29 @@ func TestListenOnAnAddressInUseIsAnError(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, network := range []string{"tcp", "tcp4"} {
-		if _, err := Listen(network, tcp); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("%s: %v, want EADDRINUSE", network, err)
-		}
+	if _, err := Listen("tcp", tcp); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("%v, want EADDRINUSE", err)
 	}
-	for _, network := range []string{"udp", "udp4"} {
-		if _, err := ListenPacket(network, udp.LocalAddr().String()); !errors.Is(err, syscall.EADDRINUSE) {
-			t.Errorf("%s: %v, want EADDRINUSE", network, err)
+	if _, err := ListenPacket("udp", udp.LocalAddr().String()); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("%v, want EADDRINUSE", err)
+	}
+}
+
+func TestListenWaitsForAnAddressThatIsAboutToBeFree(t *testing.T) {
+	cleanUp(t)
+	bindPatience = 20 * time.Second
+	unix := filepath.Join(t.TempDir(), "s")
+	for _, test := range []struct{ network, address string }{{"tcp", "127.0.0.1:0"}, {"unix", unix}} {
+		l, err := net.Listen(test.network, test.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, ok := l.(*net.UnixListener); ok {
+			l.SetUnlinkOnClose(false)
+		}
+		time.AfterFunc(100*time.Millisecond, func() { l.Close() })
+		if _, err := Listen(test.network, l.Addr().String()); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -431,7 +431,7 @@ func (m *Master) start() error {
 		s.size = defaultWorkers()
 	}
 	var err error
-	if s.cleanup, err = m.fork(s); err != nil {
+	if s.release, err = m.fork(s); err != nil {
 		return err
 	}
 	m.mu.Lock()

@@ -50,7 +50,13 @@ const (
 // newFleet returns a fleet that is yet to be started.
 func newFleet(t testing.TB, version string, args ...string) *fleet {
 	t.Helper()
-	f := &fleet{proc: command(t, "fleet", args...), bin: tempDir(t), ctl: tempDir(t)}
+	return fleetOf(t, "fleet", version, args...)
+}
+
+// fleetOf is newFleet for another helper that calls runFleet.
+func fleetOf(t testing.TB, name, version string, args ...string) *fleet {
+	t.Helper()
+	f := &fleet{proc: command(t, name, args...), bin: tempDir(t), ctl: tempDir(t)}
 	f.path = filepath.Join(f.bin, "app")
 	f.cmd.Path, f.cmd.Args[0] = f.path, f.path
 	f.cmd.Env = append(f.cmd.Env, controlEnv+"="+f.ctl)
@@ -458,11 +464,28 @@ func (s located) Serve(l net.Listener) error {
 }
 
 // deaf is a server that never accepts.
-type deaf struct{ *http.Server }
+type deaf struct{ cluster.Server }
 
 func (deaf) Serve(net.Listener) error { hang(); return nil }
 
-var _ = helper("fleet", func() {
+var _ = helper("fleet", func() { runFleet(&http.Server{Handler: fleetHandler()}) })
+
+// fleetHandler is handler, and tells the version.
+func fleetHandler() *http.ServeMux {
+	name, _ := version()
+	mux := http.NewServeMux()
+	mux.Handle("/", handler)
+	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", os.Getpid()) })
+	mux.HandleFunc("/fork", func(w http.ResponseWriter, r *http.Request) {
+		if err := exec.Command("sleep", "1").Start(); err != nil {
+			http.Error(w, err.Error(), 500)
+		}
+	})
+	return mux
+}
+
+// runFleet is the program of a fleet.
+func runFleet(server cluster.Server) {
 	name, options := version()
 	if !cluster.IsWorker() {
 		args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
@@ -512,10 +535,6 @@ var _ = helper("fleet", func() {
 			report("restart", nil, string(text))
 		},
 	})
-	mux := http.NewServeMux()
-	mux.Handle("/", handler)
-	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", os.Getpid()) })
-	server := &http.Server{Handler: mux}
 	m.NewServer = func() (cluster.Server, error) {
 		switch mode() {
 		case "servergate":
@@ -526,15 +545,18 @@ var _ = helper("fleet", func() {
 			panic("a server that panics")
 		case "serverfail":
 			return nil, errors.New("no database")
-		case "half":
+		case "half", "exitready":
 			if os.Getenv("CLUSTER_WORKER") == "1" {
 				return deaf{server}, nil
+			}
+			if mode() == "exitready" {
+				m.On(cluster.Hooks{Serving: func() { time.AfterFunc(10*time.Millisecond, func() { os.Exit(9) }) }})
 			}
 		}
 		return server, nil
 	}
 	if m.Addr != "" {
-		m.NewServer = func() (cluster.Server, error) { return located{server}, nil }
+		m.NewServer = func() (cluster.Server, error) { return located{server.(*http.Server)}, nil }
 		finish(m.ListenAndServe(nil))
 		return
 	}
@@ -549,7 +571,7 @@ var _ = helper("fleet", func() {
 		os.Exit(8)
 	}
 	finish(m.ListenAndServe(l))
-})
+}
 
 // The tests.
 
@@ -996,6 +1018,7 @@ func TestFailedUpgradeChangesNothing(t *testing.T) {
 		{name: "panics in a worker", version: "bad,mode=serverpanic", reason: "panic: a server that panics"},
 		{name: "fails in a worker", version: "bad,mode=serverfail", reason: "no database"},
 		{name: "refuses to become ready", version: "bad,mode=half,workers=2", within: "1s", reason: "not ready after 1s"},
+		{name: "has workers that exit when they are ready", version: "bad,mode=exitready,workers=2", within: "1s", reason: "not ready after 1s"},
 		{name: "gives its workers too little time", version: "bad,mode=half,workers=2,restart timeout=1s", reason: "not ready after 1s"},
 		{name: "has settings that are wrong", version: "bad,workers=-2", reason: "Workers is -2"},
 		{name: "can't bind", version: "bad,listen=tcp 127.0.0.1:0,listen=tcp 192.0.2.1:1", reason: "exit status 1"},
@@ -1212,19 +1235,29 @@ func TestWorkersMayDieDuringARestart(t *testing.T) {
 
 func TestNewMasterMayBeKilledBeforeItTakesOver(t *testing.T) {
 	t.Parallel()
-	for _, version := range []string{"v2,mode=gate", "v2,mode=servergate"} {
+	for _, test := range []struct {
+		version string
+		sig     syscall.Signal
+		reason  string
+	}{
+		{"v2,mode=gate", syscall.SIGKILL, "signal: killed"},
+		{"v2,mode=servergate", syscall.SIGKILL, "signal: killed"},
+		{"v2,mode=servergate", syscall.SIGTERM, "exit status 0"},
+		{"v2,mode=servergate", syscall.SIGQUIT, "exit status 0"}, // what it closes is the old master's
+		{"v2,mode=half,workers=2", syscall.SIGQUIT, "exit status 0"},
+	} {
 		f := startFleet(t, "v1", "workers=1")
 		processes, files := f.alive(), f.files()
 		load := f.load()
-		f.flip(version)
+		f.flip(test.version)
 		answer := f.told(f.master, "restart")
-		e := f.wait("gate")
+		e := f.waitFor("the new version", func(e event) bool { return e.Name == "gate" || e.Name == "hangs" })
 		if e.ID >= 0 {
 			e.Pid = f.heir()
 		}
-		kill(t, e.Pid, syscall.SIGKILL)
-		if got := <-answer; !strings.Contains(got, "signal: killed") {
-			t.Errorf("Restart: %q", got)
+		kill(t, e.Pid, test.sig)
+		if got := <-answer; !strings.Contains(got, test.reason) {
+			t.Errorf("Restart: %q, want %q in it", got, test.reason)
 		}
 		load.more(5)
 		load.only("v1")
@@ -1527,6 +1560,62 @@ func TestStandInEndsWithTheLastMastersOutcome(t *testing.T) {
 	}
 }
 
+func init() {
+	commands["exit3"] = func(m *cluster.Master, args []string) string { // time before it is waited for
+		d, _ := time.ParseDuration(args[0])
+		cmd := exec.Command("sh", "-c", "exit 3")
+		if err := cmd.Start(); err != nil {
+			return err.Error()
+		}
+		time.Sleep(d)
+		return errText(cmd.Wait())
+	}
+}
+
+// What a worker has forked comes to the process that was started first if the
+// worker dies, and to nobody that waits for it. What the program has forked
+// there itself is left to the program.
+func TestOrphansOfWorkersAreReaped(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("they go to init")
+	}
+	t.Run("after a restart", func(t *testing.T) {
+		t.Parallel()
+		f := startFleet(t, "v1", "workers=1")
+		f.upgrade("v2")
+		own := f.told(f.pid(), "exit3 5s")
+		f.orphans()
+		if got := <-own; got != "exit status 3" {
+			t.Errorf("a child of the program: %q", got)
+		}
+		f.quit()
+	})
+	t.Run("in a container", func(t *testing.T) {
+		t.Parallel()
+		f := newFleet(t, "v1", "workers=1")
+		pid := f.contain()
+		f.orphans()
+		kill(t, pid, syscall.SIGQUIT)
+		f.end(0)
+	})
+}
+
+// orphans has a worker fork and be killed, and waits until what it has forked
+// is dead and buried.
+func (f *fleet) orphans() {
+	f.t.Helper()
+	n := len(f.alive())
+	f.get("/fork")
+	f.get("/fork")
+	f.processes(n + 2)
+	roundTrip(f.dial(), "/exit")
+	f.processes(n)
+	if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
+		f.t.Errorf("zombies: %q", f.zombies())
+	}
+}
+
 func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, "v1", "workers=1", "detach=true")
@@ -1546,23 +1635,31 @@ func TestDetachedMasterEndsAndTheNewOneGoesOn(t *testing.T) {
 	f.empty()
 }
 
-func TestRestartAsTheFirstProcessOfAContainer(t *testing.T) {
-	t.Parallel()
+// contain launches the fleet with a master that is process 1 of a container,
+// and returns its pid outside.
+func (f *fleet) contain() int {
+	f.t.Helper()
 	if os.Geteuid() != 0 || runtime.GOOS != "linux" {
-		t.Skip("needs root for a namespace")
+		f.t.Skip("needs root for a namespace")
 	}
-	unshare := systemProgram(t, "unshare")
+	unshare := systemProgram(f.t, "unshare")
 	if out, err := exec.Command(unshare, "-pf", "--mount-proc", "true").CombinedOutput(); err != nil {
-		t.Skipf("unshare: %v: %s", err, out)
+		f.t.Skipf("unshare: %v: %s", err, out)
 	}
-	f := newFleet(t, "v1", "workers=1")
 	f.cmd.Path, f.cmd.Args = unshare, append([]string{unshare, "-pf", "--mount-proc", f.path}, f.cmd.Args[1:]...)
 	f.launch()
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", f.pid()))
 	pid, _ := strconv.Atoi(strings.TrimSpace(string(children)))
 	if err != nil || f.master != 1 || pid == 0 {
-		t.Fatalf("the master is %d, %q outside, %v", f.master, children, err)
+		f.t.Fatalf("the master is %d, %q outside, %v", f.master, children, err)
 	}
+	return pid
+}
+
+func TestRestartAsTheFirstProcessOfAContainer(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1")
+	pid := f.contain()
 	for i := 2; i <= 4; i++ {
 		f.flip("v" + strconv.Itoa(i))
 		kill(t, pid, syscall.SIGUSR2)

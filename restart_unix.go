@@ -546,18 +546,13 @@ func (m *Master) fireRestart() {
 // waitForOrphans waits until this process has no children, for those of a
 // master that was killed finish what they are doing.
 func waitForOrphans() {
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		for {
-			pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-			if err == syscall.EINTR {
-				continue
-			}
-			if err != nil {
-				return
-			}
-			if pid <= 0 {
-				break
-			}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if err == syscall.ECHILD {
+			return
+		}
+		if pid <= 0 {
+			time.Sleep(20 * time.Millisecond)
 		}
 	}
 }

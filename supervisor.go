@@ -92,7 +92,7 @@ type supervisor struct {
 	logf     func(format string, args ...any)
 	quiesce  func() // lets no new connection into the kernel's queues
 	settled  func() // all of the first workers are ready; called in a goroutine of its own
-	cleanup  func() // closes what workers were given
+	release  func() // closes what workers are given; called when none will come, and when none is left
 	setState func(State)
 	state    State
 
@@ -169,7 +169,7 @@ func (s *supervisor) run() error {
 		s.handle(<-s.events)
 	}
 	s.fire(fireClose)
-	s.cleanup()
+	s.release()
 	return s.err
 }
 
@@ -764,16 +764,18 @@ func (s *supervisor) shutdown(state State) {
 		}
 	}
 	sig := syscall.SIGKILL
+	last := !s.replaced && !s.waiting // else the sockets are another master's
 	if state == GracefulShutdown {
 		sig = syscall.SIGQUIT
-		if !s.replaced {
+		if last {
 			s.quiesce()
 		}
 	}
+	s.release()
 	s.fireKill(sig)
 	for _, w := range slices.Clone(s.workers) {
 		if state == GracefulShutdown {
-			s.retire(w, sig, !s.replaced)
+			s.retire(w, sig, last)
 			continue
 		}
 		s.rolled(w, ErrNotRunning)

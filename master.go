@@ -723,9 +723,14 @@ func (m *Master) logf(format string, args ...any) {
 	}
 }
 
-func (m *Master) timeout() time.Duration        { return cmp.Or(m.Timeout, time.Minute) }
+//go:noinline
+func (m *Master) timeout() time.Duration { return cmp.Or(m.Timeout, time.Minute) }
+
+//go:noinline
 func (m *Master) restartTimeout() time.Duration { return cmp.Or(m.RestartTimeout, time.Minute) }
-func (m *Master) heartbeat() time.Duration      { return cmp.Or(m.Heartbeat, 30*time.Second) }
+
+//go:noinline
+func (m *Master) heartbeat() time.Duration { return cmp.Or(m.Heartbeat, 30*time.Second) }
 
 // first returns the optional argument, or its default.
 func first(sig []os.Signal, def os.Signal) os.Signal {

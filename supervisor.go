@@ -436,6 +436,8 @@ func (w *Worker) stopTimer() {
 
 // leave takes w out of its slot, which it returns if it has one. A
 // successor that is already starting takes w's place.
+//
+//go:noinline
 func (s *supervisor) leave(w *Worker) *slot {
 	sl := w.slot
 	w.slot = nil

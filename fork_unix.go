@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -140,6 +142,7 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		return nil, err
 	}
 	closeOnExecAll()
+	reserveThreads()
 	for _, sock := range shared.sockets() {
 		if _, err := sock.park(); err != nil {
 			return nil, errorf("cluster: %v: %w", sock, err)
@@ -180,6 +183,23 @@ func (m *Master) fork(s *supervisor) (stop func(), err error) {
 		shared.close(true) // what belongs to a new master it keeps
 		active.Store(false)
 	}, nil
+}
+
+// reserveThreads makes some threads that wait for work: where a user's
+// processes are limited there may be no room for another one later, and the
+// runtime ends a program that it can't give one.
+func reserveThreads() {
+	const spare = 8
+	var all sync.WaitGroup
+	all.Add(spare)
+	for range spare {
+		go func() {
+			runtime.LockOSThread() // to one of its own, until all have one
+			all.Done()
+			all.Wait()
+			runtime.UnlockOSThread()
+		}()
+	}
 }
 
 // setBacklogs makes the listeners' backlogs what the settings say.

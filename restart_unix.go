@@ -319,7 +319,7 @@ func (h *heir) abandon(m *Master) {
 	if !strings.Contains(name, "{PID}") {
 		name += ".{PID}"
 	}
-	unlinkStale("unix", socketPath(m.SocketPath, name, h.id)) // if it was killed
+	unlinkOurs(socketPath(m.SocketPath, name, h.id)) // if it was killed
 	if h.life != nil {
 		h.life.Close()
 		<-h.over

@@ -517,6 +517,62 @@ func TestMasterListensToWorkers(t *testing.T) {
 	}
 }
 
+// A child closes descriptors that it has not asked for, whatever frame they
+// come with.
+func TestChildClosesUninvitedDescriptors(t *testing.T) {
+	cleanUp(t)
+	a, b := connPair(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	sock, err := dupOf(l.(*net.TCPListener))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(sock)
+	some := files(t, 3)
+	c := child{
+		link: &link{conn: b}, got: make(chan struct{}), frames: make(chan frame, 16),
+		served: make(chan struct{}), gone: make(chan struct{}),
+	}
+	before := openFDs()
+	set := settings{Hold: true, Sockets: []socketSetting{{"tcp", "127.0.0.1:0", false, 0}}}
+	for _, f := range []frame{
+		{kind: 99, fds: some[:1]},
+		{kind: frameServe, fds: some[:1]}, // too early, too
+		{kind: frameCover, fds: some[:1]},
+		{kind: frameSettings, payload: []byte(encoded(&set)), fds: some[:2]},
+		{kind: frameSettings, payload: []byte(encoded(&set)), fds: some[:2]},
+		{kind: frameReopen, fds: some[:1]},
+		{kind: frameReopen, fds: some},
+		{kind: frameSockets, fds: []int{sock}},
+		{kind: frameSockets, fds: some},
+		{kind: frameServe, fds: some},
+		{kind: frameServe, fds: some},
+		{kind: frameDrain, fds: some},
+		{kind: frameCover, fds: some[:2]},
+		{kind: frameCover, payload: []byte(encoded(&coverOrder{Socket: 1})), fds: some[:1]},
+		{kind: frameMessage, payload: []byte("\xff"), fds: some},
+	} {
+		if err := writeFrame(a, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.CloseWrite()
+	c.read()
+	if err := c.await(); err != nil {
+		t.Error(err)
+	}
+	if !isClosedChan(c.served) || !isClosedChan(c.gone) {
+		t.Error("a frame was not heard")
+	}
+	if n := openFDs(); n != before+1 { // the socket
+		t.Errorf("%d descriptors are open, want %d", n, before+1)
+	}
+}
+
 // FuzzDecoder checks that however the bytes of a stream are cut, the same
 // frames come out, and that no descriptor is handed out twice.
 func FuzzDecoder(f *testing.F) {

@@ -134,7 +134,7 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 		l.sendValue(frameMessage, &message{"hello", []byte(`{"n":1}`)}),
 		l.send(frame{kind: frameSockets, fds: fds}),
 		l.send(frame{kind: frameSockets, payload: []byte(`"with both"`), fds: fds[:1]}),
-		l.sendValue(frameBeat, &counts{Open: 1}),
+		l.sendValue(frameFailed, &text{"last"}),
 	} {
 		if err != nil {
 			t.Error(err)
@@ -148,7 +148,7 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 			{frameMessage, encoded(&message{"hello", []byte(`{"n":1}`)}), 0},
 			{frameSockets, "", 3},
 			{frameSockets, `"with both"`, 1},
-			{frameBeat, encoded(&counts{Open: 1}), 0},
+			{frameFailed, encoded(&text{"last"}), 0},
 		}
 		if err != nil || !slices.Equal(list, want) {
 			t.Errorf("got %v, %v\nwant %v", list, err, want)
@@ -423,6 +423,37 @@ func TestSendNeverBlocks(t *testing.T) {
 	l.close()
 	if got, want := <-read, (n-1)*(frameHeader+maxPayload)+frameHeader; got != want {
 		t.Errorf("the peer has read %d bytes, want %d", got, want)
+	}
+}
+
+// A sign of life doesn't wait for what else there is to tell.
+func TestSignOfLifeGoesFirst(t *testing.T) {
+	a, b := connPair(t)
+	l := newLink(a)
+	payload := make([]byte, maxPayload)
+	for l.send(frame{kind: frameMessage, payload: payload}) == nil {
+	}
+	for n := range int64(3) { // only the last is news
+		if err := l.sendValue(frameBeat, &counts{Open: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go l.close()
+	list, err := collect(b, 0)
+	if err != nil || len(list) < 4 {
+		t.Fatalf("%d frames, %v", len(list), err)
+	}
+	beats := 0
+	for i, f := range list {
+		if f.kind != frameBeat {
+			continue
+		}
+		if beats++; i > 1 || f.payload != encoded(&counts{Open: 2}) { // a message may have been on its way
+			t.Errorf("frame %d is a sign of life, %q", i, f.payload)
+		}
+	}
+	if beats != 1 {
+		t.Errorf("%d signs of life", beats)
 	}
 }
 

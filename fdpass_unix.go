@@ -278,6 +278,7 @@ type link struct {
 	mu     sync.Mutex // guards the following
 	queue  []frame
 	size   int
+	beat   []byte // the last frameBeat, or nil if it is sent: it goes before the queue, which may be long
 	closed bool
 	err    error // of the writer; nothing can be sent any more
 }
@@ -298,6 +299,10 @@ func (l *link) send(f frame) error {
 		return l.err
 	case l.closed:
 		return net.ErrClosed
+	case f.kind == frameBeat:
+		l.beat = f.payload
+		l.signal()
+		return nil
 	case l.size+len(f.payload) > maxQueue:
 		return errQueueFull
 	}
@@ -346,18 +351,22 @@ func (l *link) write() {
 	for range l.wake {
 		for {
 			l.mu.Lock()
-			if len(l.queue) == 0 {
-				closed := l.closed
-				l.mu.Unlock()
-				if closed {
-					return
+			f := frame{kind: frameBeat, payload: l.beat}
+			l.beat = nil
+			if f.payload == nil {
+				if len(l.queue) == 0 {
+					closed := l.closed
+					l.mu.Unlock()
+					if closed {
+						return
+					}
+					break
 				}
-				break
+				f = l.queue[0]
+				l.queue[0] = frame{}
+				l.queue = l.queue[1:]
+				l.size -= frameHeader + len(f.payload)
 			}
-			f := l.queue[0]
-			l.queue[0] = frame{}
-			l.queue = l.queue[1:]
-			l.size -= frameHeader + len(f.payload)
 			l.mu.Unlock()
 			if err := writeFrame(l.conn, f); err != nil {
 				l.mu.Lock()

@@ -528,7 +528,23 @@ func (c *childProcess) wait() (*os.ProcessState, error) {
 // A workerProcess is a worker.
 type workerProcess struct {
 	*childProcess
-	f *forker
+	f    *forker
+	owed int // bytes that it has told since hooks were known to have caught up
+}
+
+// maxOwed is how many bytes may wait for hooks.
+const maxOwed = 256 << 10
+
+// catchUp waits until hooks have been called for what the worker has told.
+// One that tells more than they take then fills its own memory, and not the
+// master's.
+func (p *workerProcess) catchUp(w *Worker, post func(event)) {
+	var done atomic.Bool
+	p.f.m.hooks.fire(func(*Hooks) { done.Store(true) })
+	for !done.Load() && !p.dead.Load() {
+		time.Sleep(10 * time.Millisecond)
+		post(event{kind: workerBeat, w: w}) // it isn't silent: we don't listen
+	}
 }
 
 func (p *workerProcess) drain(last bool) error {
@@ -615,6 +631,10 @@ func (p *workerProcess) hear(w *Worker, f frame, post func(event)) {
 	}
 	if err == nil {
 		post(e)
+	}
+	if p.owed += frameHeader + len(f.payload); p.owed > maxOwed {
+		p.owed = 0
+		p.catchUp(w, post)
 	}
 }
 

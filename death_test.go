@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -554,7 +553,7 @@ func TestNonblock(t *testing.T) {
 func TestManyDeaths(t *testing.T) {
 	t.Parallel()
 	deaths := 200
-	if b, _ := debug.ReadBuildInfo(); testing.Short() || b != nil && slices.Contains(b.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if testing.Short() || raced() {
 		deaths = 40 // where a process takes its time to start
 	}
 	p := serve(t, "http", "workers=4")

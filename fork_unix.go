@@ -235,7 +235,10 @@ func (f *forker) prepare(workers int) error {
 		f.attr = *m.SysProcAttr
 	}
 	if !f.attr.Setsid && !f.attr.Setpgid {
-		f.attr.Setpgid = true // Ctrl-C is for the master
+		// Ctrl-C is for the master. In its session a worker could type into
+		// its terminal, which is not for another user.
+		f.attr.Setsid = cred != nil
+		f.attr.Setpgid = cred == nil
 	}
 	f.attr.Credential = cred
 

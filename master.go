@@ -115,7 +115,8 @@ type Master struct {
 
 	// User and Group are what workers run as: names or numeric ids. "" for
 	// User is the master's own, "" for Group is the primary group of User.
-	// All supplementary groups are dropped. This needs root.
+	// All supplementary groups are dropped, and workers are in sessions of
+	// their own, without the master's terminal. This needs root.
 	User, Group string
 
 	// ReusePort gives every worker slot a listening socket of its own for

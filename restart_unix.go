@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -256,7 +257,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 	if len(prog.extra) > 0 {
 		role += "5"
 	}
-	prog.env = append(cleanEnv(), envDescriptors+"="+role)
+	prog.env = append(cleanEnv(), envDescriptors+"="+role, envMasterPid+"="+strconv.Itoa(os.Getpid()))
 	if h.childProcess, err = f.start(prog, &settings{Values: values}, -1); err != nil {
 		if h.life != nil {
 			h.life.Close()
@@ -322,7 +323,7 @@ func (h *heir) abandon(m *Master) {
 	if !strings.Contains(name, "{PID}") {
 		name += ".{PID}"
 	}
-	unlinkStale("unix", socketPath(m.SocketPath, name, h.id)) // if it was killed
+	unlinkOurs(socketPath(m.SocketPath, name, h.id)) // if it was killed
 	if h.life != nil {
 		h.life.Close()
 		<-h.over

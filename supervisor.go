@@ -133,7 +133,10 @@ func (s *supervisor) post(e event) {
 	}
 }
 
-// do runs f in the supervisor and waits for it.
+// do runs f in the supervisor and waits for it. It is in so many methods that
+// it would make a program larger to have copies of it.
+//
+//go:noinline
 func (s *supervisor) do(f func() error) error {
 	reply := make(chan error, 1)
 	select {

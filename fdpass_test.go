@@ -404,7 +404,7 @@ func TestSendNeverBlocks(t *testing.T) {
 	for ; err == nil && n < 100; n++ {
 		err = l.send(frame{kind: frameMessage, payload: payload})
 	}
-	if err != errQueueFull || n < maxQueue/maxPayload || n > maxQueue/maxPayload+3 {
+	if !queueFull(err) || n < maxQueue/maxPayload || n > maxQueue/maxPayload+3 {
 		t.Errorf("%d messages of a mebibyte were queued: %v", n, err)
 	}
 	// It is the peer's to make room.
@@ -416,7 +416,7 @@ func TestSendNeverBlocks(t *testing.T) {
 	for {
 		if err := l.send(frame{kind: frameReady}); err == nil {
 			break
-		} else if err != errQueueFull {
+		} else if !queueFull(err) {
 			t.Fatal(err)
 		}
 	}
@@ -866,4 +866,8 @@ func TestMasterSocketSendsEverybodyAway(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+func queueFull(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "not reading its messages")
 }

@@ -262,10 +262,7 @@ func newFrame(kind frameKind, p payload) (frame, error) {
 	return frame{kind: kind, payload: c.b}, nil
 }
 
-var (
-	errMalformed = errors.New("cluster: malformed frame")
-	errQueueFull = errors.New("cluster: the other process is not reading its messages")
-)
+var errMalformed = errors.New("cluster: malformed frame")
 
 // A link is one end of the connection between a master and a child. Its
 // send never blocks; its writer goroutine ends when the link is closed or
@@ -304,7 +301,7 @@ func (l *link) send(f frame) error {
 		l.signal()
 		return nil
 	case l.size+len(f.payload) > maxQueue:
-		return errQueueFull
+		return errors.New("cluster: the other process is not reading its messages")
 	}
 	l.queue = append(l.queue, f)
 	l.size += frameHeader + len(f.payload)

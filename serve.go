@@ -85,9 +85,6 @@ func (sv *service) end(state State) {
 	sv.order(drainOrder{Last: true})
 }
 
-// errServerReturned stands for a Serve that returned nil.
-var errServerReturned = errors.New("cluster: the server's Serve returned before it was told to")
-
 // run serves until the service has drained. Every server's Serve runs in a
 // goroutine of its own.
 func (sv *service) run() error {
@@ -98,7 +95,7 @@ func (sv *service) run() error {
 		serving.Go(func() {
 			err := p.s.Serve(p.l)
 			if err == nil {
-				err = errServerReturned
+				err = errors.New("cluster: the server's Serve returned before it was told to")
 			}
 			failures <- err
 		})

@@ -124,20 +124,22 @@ func (c *child) inherit() {
 		}
 	}
 	id, err := strconv.Atoi(os.Getenv(envWorker))
-	c.worker = len(fields) == 3 && err == nil
-	c.heir = len(fields) == 4 && fields[2] == "heir"
-	if c.heir || !c.worker {
+	worker := len(fields) == 3 && err == nil
+	heir := len(fields) == 4 && fields[2] == "heir"
+	var conn *net.UnixConn
+	if (worker || heir) && fds[1] >= 0 && madeBy(fds[0], os.Getenv(envMasterPid)) {
+		conn = adopt(fds[0])
+	}
+	if heir || conn == nil {
+		// If it isn't a new master, somebody has set these by hand, or a
+		// worker has started us.
 		os.Unsetenv(envWorker)
 		os.Unsetenv(envMasterPid)
 	}
-	conn := adopt(fds[0])
-	if !c.heir && !c.worker || conn == nil || fds[1] < 0 {
-		c.heir, c.worker = false, false
-		// Somebody has set these by hand, or a worker has started us.
-		os.Unsetenv(envWorker)
-		os.Unsetenv(envMasterPid)
+	if conn == nil {
 		return
 	}
+	c.worker, c.heir = worker, heir
 	unix.CloseOnExec(fds[1])
 	c.link = newLink(conn)
 	c.got = make(chan struct{})
@@ -168,24 +170,18 @@ func (c *child) inherit() {
 	go c.read()
 }
 
-// adopt makes an inherited descriptor a connection. If it is anything but a
-// unix stream socket with somebody at its other end, adopt leaves it alone
-// and returns nil.
+// adopt makes an inherited descriptor a connection. If it is anything but one
+// end of a unix stream connection, adopt leaves it as it is and returns nil.
 func adopt(fd int) *net.UnixConn {
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
+	peer, _ := syscall.Getpeername(fd)
+	if _, ok := peer.(*syscall.SockaddrUnix); !ok {
 		return nil
 	}
-	c, err := connOf(dup)
-	if err != nil {
+	if typ, _ := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_TYPE); typ != syscall.SOCK_STREAM {
 		return nil
 	}
-	conn, ok := c.(*net.UnixConn)
-	if !ok || conn.RemoteAddr() == nil || conn.RemoteAddr().Network() != "unix" {
-		c.Close()
-		return nil
-	}
-	unix.Close(fd)
+	c, _ := connOf(fd)
+	conn, _ := c.(*net.UnixConn)
 	return conn
 }
 
@@ -205,25 +201,28 @@ func (c *child) read() {
 	var files []int
 	known, complete := false, false
 	err := c.link.read(maxRights, func(f frame) {
+		if f.kind == frameReopen && len(f.fds) == 2 {
+			unix.Dup2(f.fds[0], 1)
+			unix.Dup2(f.fds[1], 2)
+		}
+		sockets, cover := f.kind == frameSockets && !complete, f.kind == frameCover && complete
+		if !sockets && !cover {
+			closeAll(f.fds) // nobody asked for them
+		}
 		switch {
+		case sockets:
+			files = append(files, f.fds...)
+		case cover:
+			shared.cover(f)
 		case f.kind == frameSettings && !known:
 			known = parse(f.payload, &c.settings) == nil
-		case f.kind == frameSockets && !complete:
-			files = append(files, f.fds...)
 		case f.kind == frameServe && complete:
 			if !isClosedChan(c.served) {
 				close(c.served)
 			}
-		case f.kind == frameCover && complete:
-			shared.cover(f)
 		case f.kind == frameDrain && c.idle():
 			os.Exit(0)
 		default:
-			if f.kind == frameReopen && len(f.fds) == 2 {
-				unix.Dup2(f.fds[0], 1)
-				unix.Dup2(f.fds[1], 2)
-			}
-			closeAll(f.fds)
 			c.frames <- f
 		}
 		if known && !complete && len(files) >= c.settings.files() {
@@ -326,12 +325,12 @@ func (m *Master) work(pairs []pair) error {
 	m.settle()
 	go m.obey(sv)
 	err := sv.run()
+	m.hooks.flush(m.timeout()) // for what they send to go before the end
 	if err != nil {
 		self.failed(errorf("cluster: server: %w", err))
 		return err
 	}
 	self.link.close()
-	m.hooks.flush(m.timeout())
 	return nil
 }
 

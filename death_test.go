@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -241,27 +241,187 @@ func TestSubreaper(t *testing.T) {
 	p.end(0, fmt.Sprintf("cluster.%d.server.sock", master))
 }
 
-// CLUSTER_WORKER and CLUSTER_FDS set by hand make no worker.
+// A stray process tells what it takes itself for, and how it finds the
+// descriptors that it was given.
+var _ = helper("stray", func() {
+	m := new(cluster.Master)
+	text := fmt.Sprintf("worker %v, predecessor %d, variables", cluster.IsWorker() || m.IsWorker(), m.Predecessor())
+	for _, kv := range os.Environ() {
+		if strings.HasPrefix(kv, "CLUSTER_") && !strings.HasPrefix(kv, "CLUSTER_TEST_") {
+			text += " " + kv
+		}
+	}
+	for fd := 3; fd < 6; fd++ {
+		var st unix.Stat_t
+		err := unix.Fstat(fd, &st)
+		status, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		flags, _ := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		text += fmt.Sprintf("\n%d: %v, inode %d, flags %#x %d", fd, err, st.Ino, status, flags)
+	}
+	fmt.Println(text)
+	os.Stdout.Close()
+	io.Copy(io.Discard, os.Stdin) // until the test has seen that it lives
+})
+
+// strays returns files that are not a connection to a master.
+func strays(t *testing.T) map[string]*os.File {
+	t.Helper()
+	list := make(map[string]*os.File)
+	add := func(name string, fd int, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		unix.CloseOnExec(fd)
+		list[name] = os.NewFile(uintptr(fd), name)
+		t.Cleanup(func() { list[name].Close() })
+	}
+	dir := tempDir(t)
+	open := func(name, path string, flags int) {
+		t.Helper()
+		fd, err := unix.Open(path, flags, 0o600)
+		add(name, fd, err)
+	}
+	open("file", filepath.Join(dir, "file"), unix.O_RDWR|unix.O_CREAT)
+	open("directory", dir, unix.O_RDONLY)
+	open("device", os.DevNull, unix.O_RDWR)
+	var pipe [2]int
+	err := unix.Pipe(pipe[:])
+	add("pipe to read", pipe[0], err)
+	add("pipe to write", pipe[1], err)
+	for name, typ := range map[string]int{"stream": unix.SOCK_STREAM, "datagram": unix.SOCK_DGRAM, "seqpacket": unix.SOCK_SEQPACKET} {
+		pair, err := unix.Socketpair(unix.AF_UNIX, typ, 0)
+		add("unix "+name+" pair", pair[0], err)
+		add("unix "+name+" pair, other end", pair[1], err)
+		fd, err := unix.Socket(unix.AF_UNIX, typ, 0)
+		add("unix "+name, fd, err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	add("unix stream pair without the other end", pair[0], err)
+	unix.Close(pair[1])
+	for network, address := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(dir, "sock")} {
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial(network, l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, c := range map[string]any{" listener": l, " connection": c} {
+			f, err := c.(interface{ File() (*os.File, error) }).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			list[network+name] = f
+			t.Cleanup(func() { f.Close(); c.(io.Closer).Close() })
+		}
+	}
+	fd, err := unix.EpollCreate1(0)
+	add("epoll", fd, err)
+	fd, err = unix.Eventfd(0, 0)
+	add("eventfd", fd, err)
+	fd, err = unix.MemfdCreate("memory", 0)
+	add("memory", fd, err)
+	return list
+}
+
+// Whatever is in the environment, and whatever descriptors there are, a
+// process that no master has started is neither worker nor new master, and
+// is no worse off.
 func TestEnvironmentByHand(t *testing.T) {
 	t.Parallel()
+	stray := func(t *testing.T, files []*os.File, env ...string) string {
+		t.Helper()
+		p := command(t, "stray")
+		p.checked = true
+		p.cmd.Env = append(p.cmd.Env, env...)
+		p.cmd.ExtraFiles = files
+		in, err := p.cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := p.cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(out)
+		if err != nil {
+			t.Error(err)
+		}
+		in.Close()
+		if err := p.cmd.Wait(); err != nil {
+			t.Errorf("%q: %v", env, err)
+		}
+		return string(text)
+	}
+	self := strconv.Itoa(os.Getpid())
+	forms := []string{"3,4,1", "3,4,", "3,4,heir,5", "3,4,heir,"}
+	pids := []string{"", "0", "1", "-1", "x", self + "0"}
+	n := 0
+	for name, f := range strays(t) {
+		files := []*os.File{f, f, f}
+		want := stray(t, files)
+		if !strings.HasPrefix(want, "worker false, predecessor 0, variables\n") {
+			t.Fatal(want)
+		}
+		for _, form := range forms {
+			n++
+			env := []string{"CLUSTER_WORKER=1", "CLUSTER_FDS=" + form}
+			if pid := pids[n%len(pids)]; pid != "" { // each form meets all of them
+				env = append(env, "CLUSTER_MASTER_PID="+pid)
+			}
+			if got := stray(t, files, env...); got != want {
+				t.Errorf("%s, %q: %s\nwithout: %s", name, env, got, want)
+			}
+		}
+	}
+	want := stray(t, nil)
 	for _, env := range [][]string{
 		{"CLUSTER_WORKER=1"},
-		{"CLUSTER_WORKER=1", "CLUSTER_FDS=3,4,1"},
-		{"CLUSTER_WORKER=1", "CLUSTER_FDS=0,1,1", "CLUSTER_MASTER_PID=1"},
-		{"CLUSTER_FDS=1,2"},
+		{"CLUSTER_WORKER="},
+		{"CLUSTER_MASTER_PID=1"},
+		{"CLUSTER_MASTER_PID=" + self, "CLUSTER_WORKER=1", "CLUSTER_FDS=3,4,1"}, // nothing is open
+		{"CLUSTER_MASTER_PID=" + self, "CLUSTER_FDS=3,4,heir,5"},
+		{"CLUSTER_MASTER_PID=" + self, "CLUSTER_WORKER=1", "CLUSTER_FDS=0,1,1"},
+		{"CLUSTER_MASTER_PID=" + self, "CLUSTER_FDS=0,1,heir,2"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS="},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=,,"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=,,,"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=-1,-2,1"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=99999999999999999999,4,1"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=2147483647,2147483648,1"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=4294967299,4,1"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=/tmp/fake.sock"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=/tmp/fake.sock,/tmp/fake.sock,1", "CLUSTER_SOCKET=/tmp/fake.sock"},
+		{"CLUSTER_WORKER=1", "CLUSTER_FDS=" + strings.Repeat("3,", 10000)},
+		{"CLUSTER_WORKER=99999999999999999999", "CLUSTER_FDS=3,4,1"},
+		{"CLUSTER_WORKER=-1", "CLUSTER_FDS=3,4,1"},
+		{"CLUSTER_WORKER=\xff\n", "CLUSTER_FDS=\xff\n", "CLUSTER_MASTER_PID=\xff\n"},
 	} {
-		p := command(t, "http", "workers=1")
-		p.cmd.Env = append(p.cmd.Env, env...)
-		p.start().wait("listening")
-		if i := p.masterInfo(); i.Worker || len(p.history("connected")) != 1 {
-			t.Errorf("%q made a worker", env)
-		} else if slices.ContainsFunc(i.Env, func(kv string) bool {
-			return strings.HasPrefix(kv, "CLUSTER_WORKER") || strings.HasPrefix(kv, "CLUSTER_FDS") || strings.HasPrefix(kv, "CLUSTER_MASTER")
-		}) {
-			t.Errorf("the environment still has %q", i.Env)
+		got := stray(t, nil, env...)
+		for _, kv := range env {
+			if strings.HasPrefix(kv, "CLUSTER_SOCKET=") { // none of ours
+				got = strings.Replace(got, " "+kv, "", 1)
+			}
 		}
-		p.quit()
+		if got != want {
+			t.Errorf("%q: %s\nwithout: %s", env, got, want)
+		}
 	}
+
+	// And it can be a cluster of its own.
+	p := command(t, "http", "workers=1")
+	p.cmd.ExtraFiles = []*os.File{os.Stdin, os.Stdin, os.Stdin}
+	p.cmd.Env = append(p.cmd.Env, "CLUSTER_WORKER=1", "CLUSTER_FDS=3,4,1", "CLUSTER_MASTER_PID=1")
+	p.start().wait("listening")
+	if p.masterInfo().Worker || len(p.history("connected")) != 1 {
+		t.Error("the environment made a worker")
+	}
+	p.quit()
 }
 
 var _ = helper("grandchild", func() {
@@ -393,7 +553,7 @@ func TestNonblock(t *testing.T) {
 func TestManyDeaths(t *testing.T) {
 	t.Parallel()
 	deaths := 200
-	if b, _ := debug.ReadBuildInfo(); testing.Short() || b != nil && slices.Contains(b.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if testing.Short() || raced() {
 		deaths = 40 // where a process takes its time to start
 	}
 	p := serve(t, "http", "workers=4")

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gocluster/cluster"
 )
@@ -99,6 +100,13 @@ func TestMessage(t *testing.T) {
 		}
 	}
 	p.quit()
+	last := make(map[int]string)
+	for _, e := range p.history("message", "killed") {
+		if e.Name == "killed" && last[e.Pid] != "goodbye null" {
+			t.Errorf("the last message of worker %d is %q", e.ID, last[e.Pid])
+		}
+		last[e.Pid] = e.Text
+	}
 }
 
 var _ = helper("message", func() {
@@ -110,6 +118,10 @@ var _ = helper("message", func() {
 	} else {
 		m.On(cluster.Hooks{
 			Serving: func() { m.Send("hello", map[string]int{"Pid": os.Getpid()}) },
+			Drained: func() {
+				time.Sleep(50 * time.Millisecond)
+				m.Send("goodbye", nil)
+			},
 			Message: func(w *cluster.Worker, name string, data json.RawMessage) {
 				if w != nil {
 					report("failed", w, "a worker in a worker")

@@ -134,7 +134,7 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 		l.sendValue(frameMessage, &message{"hello", []byte(`{"n":1}`)}),
 		l.send(frame{kind: frameSockets, fds: fds}),
 		l.send(frame{kind: frameSockets, payload: []byte(`"with both"`), fds: fds[:1]}),
-		l.sendValue(frameBeat, &counts{Open: 1}),
+		l.sendValue(frameFailed, &text{"last"}),
 	} {
 		if err != nil {
 			t.Error(err)
@@ -148,7 +148,7 @@ func TestFramesArriveAsTheyWereSent(t *testing.T) {
 			{frameMessage, encoded(&message{"hello", []byte(`{"n":1}`)}), 0},
 			{frameSockets, "", 3},
 			{frameSockets, `"with both"`, 1},
-			{frameBeat, encoded(&counts{Open: 1}), 0},
+			{frameFailed, encoded(&text{"last"}), 0},
 		}
 		if err != nil || !slices.Equal(list, want) {
 			t.Errorf("got %v, %v\nwant %v", list, err, want)
@@ -404,7 +404,7 @@ func TestSendNeverBlocks(t *testing.T) {
 	for ; err == nil && n < 100; n++ {
 		err = l.send(frame{kind: frameMessage, payload: payload})
 	}
-	if err != errQueueFull || n < maxQueue/maxPayload || n > maxQueue/maxPayload+3 {
+	if !queueFull(err) || n < maxQueue/maxPayload || n > maxQueue/maxPayload+3 {
 		t.Errorf("%d messages of a mebibyte were queued: %v", n, err)
 	}
 	// It is the peer's to make room.
@@ -416,13 +416,44 @@ func TestSendNeverBlocks(t *testing.T) {
 	for {
 		if err := l.send(frame{kind: frameReady}); err == nil {
 			break
-		} else if err != errQueueFull {
+		} else if !queueFull(err) {
 			t.Fatal(err)
 		}
 	}
 	l.close()
 	if got, want := <-read, (n-1)*(frameHeader+maxPayload)+frameHeader; got != want {
 		t.Errorf("the peer has read %d bytes, want %d", got, want)
+	}
+}
+
+// A sign of life doesn't wait for what else there is to tell.
+func TestSignOfLifeGoesFirst(t *testing.T) {
+	a, b := connPair(t)
+	l := newLink(a)
+	payload := make([]byte, maxPayload)
+	for l.send(frame{kind: frameMessage, payload: payload}) == nil {
+	}
+	for n := range int64(3) { // only the last is news
+		if err := l.sendValue(frameBeat, &counts{Open: n}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go l.close()
+	list, err := collect(b, 0)
+	if err != nil || len(list) < 4 {
+		t.Fatalf("%d frames, %v", len(list), err)
+	}
+	beats := 0
+	for i, f := range list {
+		if f.kind != frameBeat {
+			continue
+		}
+		if beats++; i > 1 || f.payload != encoded(&counts{Open: 2}) { // a message may have been on its way
+			t.Errorf("frame %d is a sign of life, %q", i, f.payload)
+		}
+	}
+	if beats != 1 {
+		t.Errorf("%d signs of life", beats)
 	}
 }
 
@@ -514,6 +545,63 @@ func TestMasterListensToWorkers(t *testing.T) {
 			}
 			p.link.close()
 		})
+	}
+}
+
+// A child closes descriptors that it has not asked for, whatever frame they
+// come with.
+func TestChildClosesUninvitedDescriptors(t *testing.T) {
+	cleanUp(t)
+	a, b := connPair(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	sock, err := dupOf(l.(*net.TCPListener))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(sock)
+	some := files(t, 3)
+	c := child{
+		link: &link{conn: b}, got: make(chan struct{}), frames: make(chan frame, 16),
+		served: make(chan struct{}), gone: make(chan struct{}),
+	}
+	c.begun.Store(true) // or it would end when it is told to drain
+	before := openFDs()
+	set := settings{Hold: true, Sockets: []socketSetting{{"tcp", "127.0.0.1:0", false, 0}}}
+	for _, f := range []frame{
+		{kind: 99, fds: some[:1]},
+		{kind: frameServe, fds: some[:1]}, // too early, too
+		{kind: frameCover, fds: some[:1]},
+		{kind: frameSettings, payload: []byte(encoded(&set)), fds: some[:2]},
+		{kind: frameSettings, payload: []byte(encoded(&set)), fds: some[:2]},
+		{kind: frameReopen, fds: some[:1]},
+		{kind: frameReopen, fds: some},
+		{kind: frameSockets, fds: []int{sock}},
+		{kind: frameSockets, fds: some},
+		{kind: frameServe, fds: some},
+		{kind: frameServe, fds: some},
+		{kind: frameDrain, fds: some},
+		{kind: frameCover, fds: some[:2]},
+		{kind: frameCover, payload: []byte(encoded(&coverOrder{Socket: 1})), fds: some[:1]},
+		{kind: frameMessage, payload: []byte("\xff"), fds: some},
+	} {
+		if err := writeFrame(a, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.CloseWrite()
+	c.read()
+	if err := c.await(); err != nil {
+		t.Error(err)
+	}
+	if !isClosedChan(c.served) || !isClosedChan(c.gone) {
+		t.Error("a frame was not heard")
+	}
+	if n := openFDs(); n != before+1 { // the socket
+		t.Errorf("%d descriptors are open, want %d", n, before+1)
 	}
 }
 
@@ -779,4 +867,8 @@ func TestMasterSocketSendsEverybodyAway(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+func queueFull(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "not reading its messages")
 }

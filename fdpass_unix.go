@@ -262,10 +262,7 @@ func newFrame(kind frameKind, p payload) (frame, error) {
 	return frame{kind: kind, payload: c.b}, nil
 }
 
-var (
-	errMalformed = errors.New("cluster: malformed frame")
-	errQueueFull = errors.New("cluster: the other process is not reading its messages")
-)
+var errMalformed = errors.New("cluster: malformed frame")
 
 // A link is one end of the connection between a master and a child. Its
 // send never blocks; its writer goroutine ends when the link is closed or
@@ -278,6 +275,7 @@ type link struct {
 	mu     sync.Mutex // guards the following
 	queue  []frame
 	size   int
+	beat   []byte // the last frameBeat, or nil if it is sent: it goes before the queue, which may be long
 	closed bool
 	err    error // of the writer; nothing can be sent any more
 }
@@ -298,8 +296,12 @@ func (l *link) send(f frame) error {
 		return l.err
 	case l.closed:
 		return net.ErrClosed
+	case f.kind == frameBeat:
+		l.beat = f.payload
+		l.signal()
+		return nil
 	case l.size+len(f.payload) > maxQueue:
-		return errQueueFull
+		return errors.New("cluster: the other process is not reading its messages")
 	}
 	l.queue = append(l.queue, f)
 	l.size += frameHeader + len(f.payload)
@@ -346,18 +348,22 @@ func (l *link) write() {
 	for range l.wake {
 		for {
 			l.mu.Lock()
-			if len(l.queue) == 0 {
-				closed := l.closed
-				l.mu.Unlock()
-				if closed {
-					return
+			f := frame{kind: frameBeat, payload: l.beat}
+			l.beat = nil
+			if f.payload == nil {
+				if len(l.queue) == 0 {
+					closed := l.closed
+					l.mu.Unlock()
+					if closed {
+						return
+					}
+					break
 				}
-				break
+				f = l.queue[0]
+				l.queue[0] = frame{}
+				l.queue = l.queue[1:]
+				l.size -= frameHeader + len(f.payload)
 			}
-			f := l.queue[0]
-			l.queue[0] = frame{}
-			l.queue = l.queue[1:]
-			l.size -= frameHeader + len(f.payload)
 			l.mu.Unlock()
 			if err := writeFrame(l.conn, f); err != nil {
 				l.mu.Lock()
@@ -534,11 +540,14 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 		return nil, errorf("cluster: master socket path is %d bytes, the system's limit is %d; set SocketPath", len(path), maxSocketPath)
 	}
 	removeStale(dir, name)
+	if runtime.GOOS != "linux" {
+		defer syscall.Umask(syscall.Umask(0o177)) // fchmod of a socket does nothing there
+	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) { unix.Fchmod(int(fd), 0o600) })
 	}}
 	l, err := lc.Listen(context.Background(), "unix", path)
-	if errors.Is(err, syscall.EADDRINUSE) && unlinkStale("unix", path) {
+	if errors.Is(err, syscall.EADDRINUSE) && unlinkOurs(path) {
 		l, err = lc.Listen(context.Background(), "unix", path)
 	}
 	want := ""
@@ -555,10 +564,10 @@ func listenMaster(dir, name string, logf func(string, ...any)) (*masterSocket, e
 	default:
 		return nil, errorf("cluster: master socket: %w; set SocketPath", err)
 	}
-	if runtime.GOOS != "linux" {
-		os.Chmod(path, 0o600) // fchmod of a socket does nothing there
+	s := &masterSocket{path: path, want: want, l: l.(*net.UnixListener)}
+	if !foreign(path) {
+		s.file = inodeOf(l.Addr())
 	}
-	s := &masterSocket{path: path, want: want, file: inodeOf(l.Addr()), l: l.(*net.UnixListener)}
 	s.l.SetUnlinkOnClose(false)
 	go s.accept()
 	return s, nil
@@ -580,7 +589,10 @@ func expand(s, key string, n int) string {
 
 // takeOver moves the socket to the path that the old master had.
 func (s *masterSocket) takeOver() {
-	if s != nil && s.want != "" && syscall.Rename(s.path, s.want) == nil {
+	if s == nil || s.want == "" || !s.file.there() || foreign(s.want) {
+		return
+	}
+	if syscall.Rename(s.path, s.want) == nil {
 		s.path, s.file.path, s.want = s.want, s.want, ""
 	}
 }
@@ -603,10 +615,21 @@ func removeStale(dir, name string) {
 			continue
 		}
 		if _, err := strconv.ParseUint(pid, 10, 31); err == nil {
-			unlinkStale("unix", filepath.Join(dir, e.Name()))
+			unlinkOurs(filepath.Join(dir, e.Name()))
 		}
 	}
 }
+
+// foreign reports whether there is something at path that is no socket of
+// this process's user. The master socket may be in a directory that others
+// can write to: nothing of theirs is removed there or replaced.
+func foreign(path string) bool {
+	var st syscall.Stat_t
+	return syscall.Lstat(path, &st) == nil && (st.Mode&syscall.S_IFMT != syscall.S_IFSOCK || int(st.Uid) != os.Geteuid())
+}
+
+// unlinkOurs is unlinkStale for a master socket.
+func unlinkOurs(path string) bool { return !foreign(path) && unlinkStale("unix", path) }
 
 // unlinkStale removes the unix socket at path if no process serves it, and
 // reports whether it did. Anything but a socket is left alone.

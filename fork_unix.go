@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -144,6 +146,7 @@ func (m *Master) fork(s *supervisor) (release func(), err error) {
 		return nil, err
 	}
 	closeOnExecAll()
+	reserveThreads()
 	for _, sock := range shared.sockets() {
 		if _, err := sock.park(); err != nil {
 			return nil, errorf("cluster: %v: %w", sock, err)
@@ -191,6 +194,23 @@ func (m *Master) fork(s *supervisor) (release func(), err error) {
 	}, nil
 }
 
+// reserveThreads makes some threads that wait for work: where a user's
+// processes are limited there may be no room for another one later, and the
+// runtime ends a program that it can't give one.
+func reserveThreads() {
+	const spare = 8
+	var all sync.WaitGroup
+	all.Add(spare)
+	for range spare {
+		go func() {
+			runtime.LockOSThread() // to one of its own, until all have one
+			all.Done()
+			all.Wait()
+			runtime.UnlockOSThread()
+		}()
+	}
+}
+
 // setBacklogs makes the listeners' backlogs what the settings say.
 func (f *forker) setBacklogs() error {
 	n := f.m.backlog()
@@ -224,7 +244,10 @@ func (f *forker) prepare(workers int) error {
 		f.attr = *m.SysProcAttr
 	}
 	if !f.attr.Setsid && !f.attr.Setpgid {
-		f.attr.Setpgid = true // Ctrl-C is for the master
+		// Ctrl-C is for the master. In its session a worker could type into
+		// its terminal, which is not for another user.
+		f.attr.Setsid = cred != nil
+		f.attr.Setpgid = cred == nil
 	}
 	f.attr.Credential = cred
 
@@ -517,7 +540,23 @@ func (c *childProcess) wait() (*os.ProcessState, error) {
 // A workerProcess is a worker.
 type workerProcess struct {
 	*childProcess
-	f *forker
+	f    *forker
+	owed int // bytes that it has told since hooks were known to have caught up
+}
+
+// maxOwed is how many bytes may wait for hooks.
+const maxOwed = 256 << 10
+
+// catchUp waits until hooks have been called for what the worker has told.
+// One that tells more than they take then fills its own memory, and not the
+// master's.
+func (p *workerProcess) catchUp(w *Worker, post func(event)) {
+	var done atomic.Bool
+	p.f.m.hooks.fire(func(*Hooks) { done.Store(true) })
+	for !done.Load() && !p.dead.Load() {
+		time.Sleep(10 * time.Millisecond)
+		post(event{kind: workerBeat, w: w}) // it isn't silent: we don't listen
+	}
 }
 
 func (p *workerProcess) drain(last bool) error {
@@ -604,6 +643,10 @@ func (p *workerProcess) hear(w *Worker, f frame, post func(event)) {
 	}
 	if err == nil {
 		post(e)
+	}
+	if p.owed += frameHeader + len(f.payload); p.owed > maxOwed {
+		p.owed = 0
+		p.catchUp(w, post)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -233,5 +234,41 @@ func TestOddConnections(t *testing.T) {
 	b := make([]byte, 10)
 	if n, err := c.Read(b); string(b[:n]) != "good" {
 		t.Errorf("read %q, %v", b[:n], err)
+	}
+}
+
+// A queue that can't be opened for lack of descriptors can be later.
+func TestQueueOutOfDescriptors(t *testing.T) {
+	q := testQueue(t)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	next, err := unix.FcntlInt(uintptr(q.fds[0]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(next)
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+	for room := range 2 {
+		few := old
+		setTo(&few.Cur, next+room)
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+			t.Fatal(err)
+		}
+		_, err = q.reader()
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+		if !errors.Is(err, syscall.EMFILE) {
+			t.Errorf("the error is %v", err)
+		}
+		for range 3 {
+			runtime.GC() // closes files that nobody refers to
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if r, err := q.reader(); err != nil || r == nil {
+		t.Errorf("later: %v", err)
+	} else if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Error(err)
 	}
 }

@@ -53,6 +53,9 @@ func (q *queue) open(c **net.UnixConn, end int) (*net.UnixConn, error) {
 	if q.fds[end] < 0 {
 		return nil, net.ErrClosed
 	}
+	if !headroom(q.fds[end]) {
+		return nil, syscall.EMFILE // it would be closed: perhaps later
+	}
 	conn, err := connOf(q.fds[end])
 	q.fds[end] = -1
 	if err != nil {

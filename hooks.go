@@ -75,9 +75,21 @@ func (q *hookQueue) call(f func(*Hooks), h *Hooks) {
 	f(h)
 }
 
+func fireListening(h *Hooks) {
+	if h.Listening != nil {
+		h.Listening()
+	}
+}
+
 func fireClose(h *Hooks) {
 	if h.Close != nil {
 		h.Close()
+	}
+}
+
+func fireDrained(h *Hooks) {
+	if h.Drained != nil {
+		h.Drained()
 	}
 }
 

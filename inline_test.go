@@ -30,6 +30,7 @@ func TestInlineServesUntilItIsClosed(t *testing.T) {
 				Start:     func() error { hooks = append(hooks, "start"); return nil },
 				Serving:   func() { hooks = append(hooks, "serving") },
 				Listening: func() { hooks = append(hooks, "listening"); close(listening) },
+				Drained:   func() { hooks = append(hooks, "drained") },
 				Close:     func() { hooks = append(hooks, "close") },
 			})
 			served := make(chan error)
@@ -59,7 +60,7 @@ func TestInlineServesUntilItIsClosed(t *testing.T) {
 			if err := m.Wait(); err != nil {
 				t.Errorf("Wait: %v", err)
 			}
-			if got := strings.Join(hooks, " "); got != "start serving listening close" {
+			if got := strings.Join(hooks, " "); got != "start serving listening drained close" {
 				t.Errorf("hooks: %s", got)
 			}
 			if m.State() != GracefulShutdown {

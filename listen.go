@@ -253,6 +253,7 @@ func (s *socket) listener() *listener {
 	return s.l
 }
 
+//go:noinline
 func isPacket(network string) bool {
 	return strings.HasPrefix(network, "udp") || network == "unixgram"
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"os"
 	"path/filepath"
@@ -1017,26 +1018,35 @@ func TestTCPServerNeedsAHandler(t *testing.T) {
 // A flaky listener has no descriptors left, for a while.
 type flaky struct {
 	net.Listener
+	err      error
 	failures int
 }
 
 func (l *flaky) Accept() (net.Conn, error) {
 	if l.failures > 0 {
 		l.failures--
-		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", l.err)}
 	}
 	return l.Listener.Accept()
 }
 
 func TestTCPServerSurvivesAShortageOfDescriptors(t *testing.T) {
-	cleanUp(t)
-	s := &TCPServer{Handler: func(_ context.Context, c net.Conn) { io.WriteString(c, "hello") }}
-	l := mustListen(t, "tcp", "127.0.0.1:0")
-	served := make(chan error)
-	go func() { served <- s.Serve(&flaky{l, 3}) }()
-	if b, err := io.ReadAll(mustDial(t, l.Addr())); err != nil || string(b) != "hello" {
-		t.Errorf("got %q, %v", b, err)
+	var text strings.Builder
+	log.SetOutput(&text)
+	defer log.SetOutput(os.Stderr)
+	for _, err := range []error{syscall.EMFILE, syscall.ENFILE} {
+		cleanUp(t)
+		s := &TCPServer{Handler: func(_ context.Context, c net.Conn) { io.WriteString(c, "hello") }}
+		l := mustListen(t, "tcp", "127.0.0.1:0")
+		served := make(chan error)
+		go func() { served <- s.Serve(&flaky{l, err, 3}) }()
+		if b, err := io.ReadAll(mustDial(t, l.Addr())); err != nil || string(b) != "hello" {
+			t.Errorf("got %q, %v", b, err)
+		}
+		s.Close()
+		<-served
+		if n := strings.Count(text.String(), err.Error()); n != 1 {
+			t.Errorf("%v was said %d times: %s", err, n, text.String())
+		}
 	}
-	s.Close()
-	<-served
 }

@@ -115,7 +115,8 @@ type Master struct {
 
 	// User and Group are what workers run as: names or numeric ids. "" for
 	// User is the master's own, "" for Group is the primary group of User.
-	// All supplementary groups are dropped. This needs root.
+	// All supplementary groups are dropped, and workers are in sessions of
+	// their own, without the master's terminal. This needs root.
 	User, Group string
 
 	// ReusePort gives every worker slot a listening socket of its own for
@@ -723,9 +724,14 @@ func (m *Master) logf(format string, args ...any) {
 	}
 }
 
-func (m *Master) timeout() time.Duration        { return cmp.Or(m.Timeout, time.Minute) }
+//go:noinline
+func (m *Master) timeout() time.Duration { return cmp.Or(m.Timeout, time.Minute) }
+
+//go:noinline
 func (m *Master) restartTimeout() time.Duration { return cmp.Or(m.RestartTimeout, time.Minute) }
-func (m *Master) heartbeat() time.Duration      { return cmp.Or(m.Heartbeat, 30*time.Second) }
+
+//go:noinline
+func (m *Master) heartbeat() time.Duration { return cmp.Or(m.Heartbeat, 30*time.Second) }
 
 // first returns the optional argument, or its default.
 func first(sig []os.Signal, def os.Signal) os.Signal {

@@ -51,8 +51,29 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add([]byte{0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, p := range []payload{&settings{}, &drainOrder{}, &text{}, &numbers{}, &message{}, &counts{}} {
-			parse(b, p) // it must come to an end, without a panic
+		for _, fresh := range []func() payload{
+			func() payload { return new(settings) },
+			func() payload { return new(drainOrder) },
+			func() payload { return new(text) },
+			func() payload { return new(numbers) },
+			func() payload { return new(message) },
+			func() payload { return new(counts) },
+		} {
+			p, q := fresh(), fresh()
+			if parse(b, p) != nil {
+				continue
+			}
+			if set, ok := p.(*settings); ok && len(set.Values) > 1 {
+				continue // they have no order
+			}
+			// What was understood is told and understood again.
+			once := encoded(p)
+			if err := parse([]byte(once), q); err != nil || encoded(q) != once {
+				t.Fatalf("%#v came back as %#v, %v", p, q, err)
+			}
+			if len(once) > 20*len(b)+20 {
+				t.Fatalf("%d bytes have become %#v", len(b), p)
+			}
 		}
 	})
 }

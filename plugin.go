@@ -100,6 +100,11 @@ type Hooks struct {
 
 	// Serving is called in a worker that is about to accept.
 	Serving func()
+
+	// Drained is called in a worker that serves no more. What it sends with
+	// Master.Send still reaches the master. A worker of an abstract cluster
+	// sees to its own end, and may be gone before that.
+	Drained func()
 }
 
 // An Exception is the panic or the fatal error of the runtime that a worker

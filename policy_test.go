@@ -4,8 +4,10 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -88,5 +90,43 @@ func TestTimesAreMonotonic(t *testing.T) {
 	}
 	if now == 0 {
 		t.Error("time.Now is called nowhere")
+	}
+}
+
+// Every promise of SECURITY.md names tests that exist.
+func TestPromisesAreTested(t *testing.T) {
+	text, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(b)
+	}
+	_, promised, _ := strings.Cut(string(text), "## Promised")
+	promised, _, _ = strings.Cut(promised, "## Not promised")
+	names := regexp.MustCompile("`((Test|Fuzz)[A-Za-z]+)`")
+	list := strings.Split(promised, "\n- ")[1:]
+	if len(list) == 0 {
+		t.Error("nothing is promised")
+	}
+	for _, promise := range list {
+		found := names.FindAllStringSubmatch(promise, -1)
+		if len(found) == 0 {
+			t.Errorf("no test is named for: %s", promise)
+		}
+		for _, name := range found {
+			if !strings.Contains(tests.String(), "func "+name[1]+"(") {
+				t.Errorf("there is no %s", name[1])
+			}
+		}
 	}
 }

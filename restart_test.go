@@ -1543,6 +1543,25 @@ func (f *fleet) quiet() {
 	}
 }
 
+// A new master may have opened its files when those of the old one are opened
+// anew. It is told when it takes over.
+func TestReopenDuringARestart(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	f.flip("v2,mode=servergate")
+	f.signal(syscall.SIGUSR2)
+	f.wait("gate")
+	f.signal(syscall.SIGUSR1)
+	f.wait("reopen")
+	f.wait("reopen")
+	f.open()
+	f.next()
+	f.await("its files to be opened anew", func() bool {
+		return slices.ContainsFunc(f.events, func(e event) bool { return e.Name == "reopen" && e.Pid == f.master })
+	})
+	f.quit()
+}
+
 func TestSignalsToTheStandInReachTheMaster(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, "v1", "workers=1")

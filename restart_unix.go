@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +37,8 @@ type generation struct {
 	restarted   chan struct{} // closed when the Restart hooks have been called
 	tellRestart sync.Once
 
-	heir atomic.Pointer[heir] // of a master that has been replaced
+	heir   atomic.Pointer[heir] // of a master that has been replaced
+	missed atomic.Int32         // signal to reopen files that a new master which is starting has not had, or 0
 }
 
 // A restart is one call of Restart, or several that share it.
@@ -140,6 +142,7 @@ func (m *Master) restart(sig os.Signal) error {
 	}
 	late := time.NewTimer(m.restartTimeout())
 	defer late.Stop()
+	m.missed.Store(0)
 	h, err := m.forker.startHeir(values)
 	if err != nil {
 		return errorf("cluster: restart: %w", err)
@@ -162,7 +165,8 @@ func (m *Master) restart(sig os.Signal) error {
 			if isClosedChan(h.reaped) {
 				return h.died("ended as soon as it was ready")
 			}
-			m.heir.Store(h) // signals go there
+			m.heir.Store(h)                           // signals go there
+			h.signal(syscall.Signal(m.missed.Load())) // 0 does nothing
 			m.forker.dropped = h.dropped
 			for i, sock := range m.forker.sockets {
 				if slices.Contains(h.dropped, i) {
@@ -253,7 +257,7 @@ func (f *forker) startHeir(values Values) (*heir, error) {
 	if len(prog.extra) > 0 {
 		role += "5"
 	}
-	prog.env = append(cleanEnv(), envDescriptors+"="+role)
+	prog.env = append(cleanEnv(), envDescriptors+"="+role, envMasterPid+"="+strconv.Itoa(os.Getpid()))
 	if h.childProcess, err = f.start(prog, &settings{Values: values}, -1); err != nil {
 		if h.life != nil {
 			h.life.Close()
@@ -319,7 +323,7 @@ func (h *heir) abandon(m *Master) {
 	if !strings.Contains(name, "{PID}") {
 		name += ".{PID}"
 	}
-	unlinkStale("unix", socketPath(m.SocketPath, name, h.id)) // if it was killed
+	unlinkOurs(socketPath(m.SocketPath, name, h.id)) // if it was killed
 	if h.life != nil {
 		h.life.Close()
 		<-h.over

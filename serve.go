@@ -85,19 +85,17 @@ func (sv *service) end(state State) {
 	sv.order(drainOrder{Last: true})
 }
 
-// errServerReturned stands for a Serve that returned nil.
-var errServerReturned = errors.New("cluster: the server's Serve returned before it was told to")
-
 // run serves until the service has drained. Every server's Serve runs in a
 // goroutine of its own.
 func (sv *service) run() error {
+	defer sv.m.hooks.fire(fireDrained)
 	failures := make(chan error, len(sv.pairs))
 	var serving sync.WaitGroup
 	for _, p := range sv.pairs {
 		serving.Go(func() {
 			err := p.s.Serve(p.l)
 			if err == nil {
-				err = errServerReturned
+				err = errors.New("cluster: the server's Serve returned before it was told to")
 			}
 			failures <- err
 		})
@@ -230,7 +228,7 @@ func (sv *service) close() {
 // serveInline is ListenAndServe without workers.
 func (m *Master) serveInline(pairs []pair) error {
 	sv := m.newService(pairs)
-	sv.ready = m.fireListening
+	sv.ready = func() { m.hooks.fire(fireListening) }
 	m.runInline(sv)
 	return sv.err
 }
@@ -240,7 +238,7 @@ func (m *Master) startInline() error {
 	sv := m.newService(nil)
 	ready := make(chan struct{})
 	sv.ready = func() {
-		m.fireListening()
+		m.hooks.fire(fireListening)
 		close(ready)
 	}
 	go m.runInline(sv)
@@ -265,14 +263,6 @@ func (m *Master) runInline(sv *service) {
 	close(sv.over)
 	m.hooks.flush(m.timeout())
 	close(sv.ended)
-}
-
-func (m *Master) fireListening() {
-	m.hooks.fire(func(h *Hooks) {
-		if h.Listening != nil {
-			h.Listening()
-		}
-	})
 }
 
 // fireStart calls Hooks.Start.

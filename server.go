@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"log"
 	"net"
 	"sync"
 	"time"
@@ -46,7 +47,9 @@ type TCPServer struct {
 }
 
 // Serve accepts connections on l and calls Handler for each, until Accept
-// fails. It returns the reason, net.ErrClosed after Shutdown or Close.
+// fails. It returns the reason, net.ErrClosed after Shutdown or Close. Where
+// there are no descriptors left it says so to log's standard logger, once a
+// minute, and tries again.
 func (s *TCPServer) Serve(l net.Listener) error {
 	defer l.Close()
 	if s.Handler == nil {
@@ -66,6 +69,7 @@ func (s *TCPServer) Serve(l net.Listener) error {
 	s.mu.Unlock()
 
 	var delay time.Duration
+	var told time.Time
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -75,6 +79,10 @@ func (s *TCPServer) Serve(l net.Listener) error {
 			if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() && !closed {
 				s.listeners[l] = struct{}{}
 				s.mu.Unlock()
+				if time.Since(told) > time.Minute {
+					told = time.Now()
+					log.Printf("cluster: %v; trying again", err)
+				}
 				delay = min(max(2*delay, 5*time.Millisecond), time.Second)
 				time.Sleep(delay) // out of descriptors: as net/http does
 				continue

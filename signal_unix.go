@@ -55,6 +55,9 @@ func (m *Master) watchSignals(begun <-chan struct{}) (stop func()) {
 				if sig == syscall.SIGHUP && terminal && !hasTerminal() {
 					action = ActionClose // the terminal has gone, and we with it
 				}
+				if action == ActionReopen {
+					m.missed.Store(int32(sig.(syscall.Signal))) // before the heir is looked for
+				}
 				if heir := m.heir.Load(); heir != nil && heir.forward(sig) && action != ActionDestroy && action != ActionReopen {
 					continue // somebody else is the master now
 				}

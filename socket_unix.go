@@ -122,11 +122,17 @@ func inodeOf(addr net.Addr) inode {
 	return inode{path, info}
 }
 
-func (i inode) remove() {
+// there reports whether the file is still where it was made.
+func (i inode) there() bool {
 	if i.info == nil {
-		return
+		return false
 	}
-	if now, err := os.Lstat(i.path); err == nil && os.SameFile(now, i.info) {
+	now, err := os.Lstat(i.path)
+	return err == nil && os.SameFile(now, i.info)
+}
+
+func (i inode) remove() {
+	if i.there() {
 		os.Remove(i.path)
 	}
 }

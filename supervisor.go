@@ -24,7 +24,6 @@ type slot struct {
 	next     *Worker     // its successor in a rolling restart, starting; or nil
 	failures int         // quick deaths in a row
 	retry    *time.Timer // the end of a wait, or nil
-	starved  bool        // no process could be forked for it
 	removed  bool
 }
 
@@ -112,7 +111,8 @@ type supervisor struct {
 	slots     []*slot   // by id
 	workers   []*Worker // every process, oldest first
 	queue     []*slot   // to be started when others are done starting
-	starved   int       // slots that are so
+	starved   *slot     // no process could be forked for it: it tries again, and the queue waits; or nil
+	hungry    bool      // that has been said, and not yet that it is over
 	rolling   *roll
 	nextRoll  *roll
 	listening bool
@@ -133,7 +133,10 @@ func (s *supervisor) post(e event) {
 	}
 }
 
-// do runs f in the supervisor and waits for it.
+// do runs f in the supervisor and waits for it. It is in so many methods that
+// it would make a program larger to have copies of it.
+//
+//go:noinline
 func (s *supervisor) do(f func() error) error {
 	reply := make(chan error, 1)
 	select {
@@ -236,7 +239,11 @@ func (s *supervisor) handle(e event) {
 	case slotDue:
 		if e.slot.retry != nil {
 			e.slot.retry = nil
-			s.queue = append(s.queue, e.slot)
+			if e.slot == s.starved {
+				s.start(e.slot, nil)
+			} else {
+				s.queue = append(s.queue, e.slot)
+			}
 			s.startMore()
 		}
 
@@ -314,11 +321,7 @@ func (s *supervisor) checkListening() {
 	}) {
 		s.listening = true
 		close(s.ready)
-		s.fire(func(h *Hooks) {
-			if h.Listening != nil {
-				h.Listening()
-			}
-		})
+		s.fire(fireListening)
 		go s.settled()
 	}
 }
@@ -436,6 +439,8 @@ func (w *Worker) stopTimer() {
 
 // leave takes w out of its slot, which it returns if it has one. A
 // successor that is already starting takes w's place.
+//
+//go:noinline
 func (s *supervisor) leave(w *Worker) *slot {
 	sl := w.slot
 	w.slot = nil
@@ -481,12 +486,12 @@ func (s *supervisor) start(sl *slot, r *roll) {
 		s.startFailed(sl, failed, false)
 		if sl.cur == nil {
 			s.starve(sl, err)
-			sl.failures++
-			s.refill(sl, max(backoff(sl.failures), 10*time.Millisecond))
 		}
 		return
 	}
-	s.starve(sl, nil)
+	if s.starved == sl {
+		s.starved = nil
+	}
 	w.proc, w.Pid = proc, proc.pid()
 	if sl.cur == nil {
 		sl.cur = w
@@ -506,23 +511,23 @@ func (s *supervisor) start(sl *slot, r *roll) {
 	})
 }
 
-// starve notes that no process can be forked for the slot, or, with a nil
-// err, that it needs none any more. It is said when that begins and when it is
-// over: not of every slot, nor of every attempt.
+// starve has the slot, for which no process could be forked, wait: the first
+// one tries again, less and less often, and the others wait for it in the
+// queue.
 func (s *supervisor) starve(sl *slot, err error) {
-	switch {
-	case sl.starved == (err != nil):
-		return
-	case sl.starved:
-		if s.starved--; s.starved == 0 {
-			s.logf("cluster: no worker waits to be started any more")
-		}
-	default:
-		if s.starved++; s.starved == 1 {
-			s.logf("cluster: starting worker %d: %v; trying again", sl.id, err)
-		}
+	if !s.hungry {
+		s.hungry = true
+		s.logf("cluster: starting worker %d: %v; trying again", sl.id, err)
 	}
-	sl.starved = !sl.starved
+	if s.starved == nil {
+		s.starved = sl
+	}
+	if s.starved == sl {
+		sl.failures++
+		s.refill(sl, max(backoff(sl.failures), 10*time.Millisecond))
+	} else {
+		s.queue = append(s.queue, sl)
+	}
 }
 
 // startFailed ends a cluster whose first workers can't become ready.
@@ -540,7 +545,7 @@ func (s *supervisor) startFailed(sl *slot, err error, final bool) {
 // queue of slots, and then of successors.
 func (s *supervisor) startMore() {
 	for s.state == Active && s.starting() < s.limit {
-		if len(s.queue) > 0 {
+		if len(s.queue) > 0 && s.starved == nil {
 			sl := s.queue[0]
 			s.queue = s.queue[1:]
 			s.refill(sl, 0)
@@ -556,6 +561,10 @@ func (s *supervisor) startMore() {
 			r.busy++
 			s.start(sl, r)
 		}
+	}
+	if s.hungry && s.starved == nil && len(s.queue) == 0 && s.state == Active {
+		s.hungry = false
+		s.logf("cluster: no worker waits to be started any more")
 	}
 	s.endRoll()
 }
@@ -596,7 +605,9 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 		s.slots = s.slots[:len(s.slots)-1]
 		sl.removed = true
 		sl.stopRetry()
-		s.starve(sl, nil)
+		if s.starved == sl {
+			s.starved = nil
+		}
 		cur, next := sl.cur, sl.next
 		for _, w := range []*Worker{cur, next} {
 			if w != nil {
@@ -614,6 +625,7 @@ func (s *supervisor) shrink(n int, sig os.Signal) error {
 		}
 	}
 	s.checkListening()
+	s.startMore()
 	return nil
 }
 

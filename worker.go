@@ -29,15 +29,20 @@ const (
 	WorkerDead
 )
 
-var workerStateName = [...]string{"starting", "ready", "draining", "dead"}
-
 // String returns the state in lower case: "starting", "ready", "draining" or
 // "dead".
 func (s WorkerState) String() string {
-	if s < 0 || int(s) >= len(workerStateName) {
-		return fmt.Sprintf("WorkerState(%d)", int32(s))
+	switch s {
+	case WorkerStarting:
+		return "starting"
+	case WorkerReady:
+		return "ready"
+	case WorkerDraining:
+		return "draining"
+	case WorkerDead:
+		return "dead"
 	}
-	return workerStateName[s]
+	return fmt.Sprintf("WorkerState(%d)", int32(s))
 }
 
 // A Worker is one worker process, as the master sees it. Its methods may be

@@ -1,4 +1,4 @@
-//go:build linux
+//go:build unix
 
 package handoff_test
 
@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,9 @@ const clientConns = 5000
 // A cluster of many workers and open connections starts, serves, restarts and
 // stops; what it takes is logged.
 func TestScale(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs /proc")
+	}
 	sizes, conns := []int{16}, 500
 	if *scale {
 		sizes, conns = []int{4, 16, 64, 256}, 15000

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log"
 	"net"
 	"os"
 	"path/filepath"
@@ -29,9 +30,9 @@ type Server struct {
 	// Name is for errors: "repl".
 	Name string
 
-	// Addr is a path, after "unix:" if it has no slash and looks like
-	// something else, or "host:port". No host is the loopback interface,
-	// or with Any all of them.
+	// Addr is "host:port", ":port", "port", or the path of a unix socket,
+	// after "unix:" if it looks like one of those. A missing directory is
+	// made. No host is the loopback interface, or with Any all of them.
 	Addr string
 
 	// Any allows TCP addresses other than those of the loopback interface.
@@ -47,17 +48,20 @@ type Server struct {
 	cancel           context.CancelFunc
 	handlers         sync.WaitGroup
 
-	mu     sync.Mutex // guards the following
-	l      net.Listener
+	mu     sync.Mutex   // guards the following
+	l      net.Listener // nil: not yet, or no more
+	file   fs.FileInfo  // of the unix socket
+	err    error        // why there is no listener yet
 	closed bool
 	conns  int
 }
 
 // Attach makes the server serve in the master m, from its start until it
 // begins to shut down; connections that are there then last until its end. A
-// new master serves as soon as the old one has let go of the address.
+// new master serves as soon as the old one has let go of the address. In a
+// worker Attach does nothing.
 func (s *Server) Attach(m *cluster.Master) error {
-	if m.IsWorker() {
+	if !m.IsMaster() {
 		return nil
 	}
 	var err error
@@ -65,19 +69,25 @@ func (s *Server) Attach(m *cluster.Master) error {
 		return fmt.Errorf("%s: %w", s.Name, err)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	var taken bool // by the old master, as far as one can tell
 	m.On(cluster.Hooks{
 		Start: func() error {
-			if m.Predecessor() != 0 {
-				return nil // it has the address
+			err := s.listen()
+			if taken = m.Predecessor() != 0 && errors.Is(err, syscall.EADDRINUSE); taken || err == nil {
+				return nil
 			}
-			if err := s.listen(); err != nil {
-				return fmt.Errorf("%s: %w", s.Name, err)
-			}
-			return nil
+			return fmt.Errorf("%s: %w", s.Name, err)
 		},
 		Listening: func() {
-			if m.Predecessor() != 0 {
+			if taken {
 				go s.takeOver()
+			}
+		},
+		Restart: func(cluster.Values) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.l == nil && !s.closed {
+				logf(m, "%s: %v; trying on", s.Name, s.err) // it was not the old master
 			}
 		},
 		Closing: s.close,
@@ -96,6 +106,14 @@ func (s *Server) Attach(m *cluster.Master) error {
 		},
 	})
 	return nil
+}
+
+func logf(m *cluster.Master, format string, args ...any) {
+	if m.ErrorLog != nil {
+		m.ErrorLog.Printf(format, args...)
+	} else {
+		log.Printf(format, args...)
+	}
 }
 
 // Resolve returns the network and the address that addr stands for: see
@@ -148,12 +166,10 @@ func (s *Server) listen() error {
 	if s.closed {
 		return net.ErrClosed
 	}
-	l, err := s.bind()
-	if err != nil {
-		return err
+	if s.l, s.err = s.bind(); s.err != nil {
+		return s.err
 	}
-	s.l = l
-	go s.serve(l)
+	go s.serve(s.l)
 	return nil
 }
 
@@ -164,33 +180,52 @@ func (s *Server) bind() (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(s.address), 0o755); err != nil {
 		return nil, err
 	}
-	lc := net.ListenConfig{Control: private}
-	l, err := lc.Listen(context.Background(), s.network, s.address)
-	if errors.Is(err, syscall.EADDRINUSE) && removeStale(s.address) {
-		l, err = lc.Listen(context.Background(), s.network, s.address)
-	}
-	if err == nil {
-		err = os.Chmod(s.address, 0o600) // where private could not
-		if err != nil {
-			l.Close()
-			return nil, err
+	l, err := listenUnix(s.address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		info, serr := os.Lstat(s.address)
+		if serr == nil && info.Mode().Type() != fs.ModeSocket {
+			return nil, fmt.Errorf("%s is in the way, and no socket: remove it, or choose another path", s.address)
+		}
+		if serr == nil && removeStale(s.address, info) {
+			l, err = listenUnix(s.address)
 		}
 	}
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	err = os.Chmod(s.address, 0o600) // where listenUnix could not
+	if err == nil {
+		s.file, err = os.Lstat(s.address)
+	}
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // close does it
+	return l, nil
+}
+
+// listenUnix listens at a socket which is its owner's alone as soon as it has
+// a name, if the system can do that.
+func listenUnix(path string) (net.Listener, error) {
+	lc := net.ListenConfig{Control: private}
+	return lc.Listen(context.Background(), "unix", path)
 }
 
 // removeStale removes a socket that nobody listens at.
-func removeStale(path string) bool {
-	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
-	}
+func removeStale(path string, info fs.FileInfo) bool {
 	c, err := net.Dial("unix", path)
 	if err == nil {
 		c.Close()
 		return false
 	}
-	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
+	return errors.Is(err, syscall.ECONNREFUSED) && remove(path, info)
+}
+
+// remove removes the very file that info is about, and no other.
+func remove(path string, info fs.FileInfo) bool {
+	now, err := os.Lstat(path)
+	return err == nil && os.SameFile(now, info) && os.Remove(path) == nil
 }
 
 // takeOver listens as soon as the old master doesn't.
@@ -222,13 +257,13 @@ func (s *Server) serve(l net.Listener) {
 			continue
 		}
 		s.mu.Lock()
-		full := s.conns >= maxConns
-		if !full {
+		ok := !s.closed && s.conns < maxConns
+		if ok {
 			s.conns++
 			s.handlers.Add(1)
 		}
 		s.mu.Unlock()
-		if full {
+		if !ok {
 			c.Close()
 			continue
 		}
@@ -250,8 +285,12 @@ func (s *Server) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	if s.l != nil {
-		s.l.Close() // which removes the socket first
-		s.l = nil
+	if s.l == nil {
+		return
 	}
+	if s.network == "unix" {
+		remove(s.address, s.file) // while the socket is open nobody else's has its inode
+	}
+	s.l.Close()
+	s.l = nil
 }

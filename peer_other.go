@@ -1,0 +1,6 @@
+//go:build unix && !linux
+
+package cluster
+
+// Elsewhere it isn't known who has made a connection.
+func madeBy(int, string) bool { return true }

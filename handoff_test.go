@@ -250,7 +250,7 @@ func TestQueueOutOfDescriptors(t *testing.T) {
 	}
 	unix.Close(next)
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
-	for room := range 2 {
+	for room, want := range []error{syscall.EMFILE, nil} { // one is enough
 		few := old
 		setTo(&few.Cur, next+room)
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
@@ -258,8 +258,8 @@ func TestQueueOutOfDescriptors(t *testing.T) {
 		}
 		_, err = q.reader()
 		unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
-		if !errors.Is(err, syscall.EMFILE) {
-			t.Errorf("the error is %v", err)
+		if !errors.Is(err, want) {
+			t.Errorf("room for %d: the error is %v", room, err)
 		}
 		for range 3 {
 			runtime.GC() // closes files that nobody refers to

@@ -53,9 +53,11 @@ func (q *queue) open(c **net.UnixConn, end int) (*net.UnixConn, error) {
 	if q.fds[end] < 0 {
 		return nil, net.ErrClosed
 	}
-	if !headroom(q.fds[end]) {
-		return nil, syscall.EMFILE // it would be closed: perhaps later
+	spare, err := unix.FcntlInt(uintptr(q.fds[end]), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err) // connOf would close it all the same
 	}
+	unix.Close(spare)
 	conn, err := connOf(q.fds[end])
 	q.fds[end] = -1
 	if err != nil {

@@ -335,6 +335,8 @@ func (x *chaos) judge() {
 		case !f.wrong && !f.uncalled && f.pid == 0 && x.violent:
 			x.unowned++
 			x.t.Logf("%v: %v", f, x.crowd.entries(f))
+		case f.uncalled:
+			x.t.Error(f)
 		default:
 			x.t.Errorf("%v (%s): %v", f, how, x.crowd.entries(f))
 		}

@@ -40,6 +40,7 @@ type forker struct {
 	attr    syscall.SysProcAttr
 	hold    atomic.Bool // workers accept only when they are told to
 	dropped []int       // sockets that the new master doesn't want; the supervisor's
+	done    bool        // closed for the last time; Master.mu guards it
 }
 
 // checkFork returns what is wrong with the settings for workers.
@@ -183,15 +184,21 @@ func (m *Master) fork(s *supervisor) (release func(), err error) {
 		go m.watchPredecessor(s)
 	}
 	return func() {
-		active.Store(!s.over())
 		m.mu.Lock()
-		restarting := m.current != nil && m.heir.Load() == nil
-		m.mu.Unlock()
-		if s.over() || !restarting { // else they are about to be passed on
-			f.socket.close()
-			shared.close(true) // what belongs to a new master it keeps
+		defer m.mu.Unlock()
+		if m.current == nil || m.heir.Load() != nil { // else a restart is about to pass them on
+			f.close(s.over())
 		}
 	}, nil
+}
+
+// close closes what workers, and new masters, are given. done is whether it is
+// called for the last time. Master.mu is held.
+func (f *forker) close(done bool) {
+	f.socket.close()
+	shared.close(true) // what belongs to a new master it keeps
+	f.done = done
+	active.Store(!done)
 }
 
 // reserveThreads makes some threads that wait for work: where a user's

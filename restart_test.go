@@ -1266,6 +1266,26 @@ func TestRequestToAWorkerThatIsStartingIsAnswered(t *testing.T) {
 	}
 }
 
+// What is passed on to the new master stays open until that has been decided.
+func TestDestroyWhileTheNewMasterIsForked(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	file := filepath.Join(f.bin, "written")
+	copyFile(t, f.build("v1"), file, "v2")
+	writer, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	f.point(file)
+	f.told(f.master, "restart")
+	f.wait("restarting") // and is then busy with trying
+	f.told(f.master, "destroy")
+	f.wait("close")
+	writer.Close()
+	f.end(0)
+}
+
 func TestWorkersMayDieDuringARestart(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, "v1", "workers=2")

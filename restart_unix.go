@@ -369,6 +369,11 @@ func (m *Master) leave(s *supervisor, err error) error {
 	if r != nil {
 		<-r.done // a new master that is not to be goes first
 	}
+	m.mu.Lock()
+	if !m.forker.done {
+		m.forker.close(true)
+	}
+	m.mu.Unlock()
 	h := m.heir.Load()
 	if h == nil {
 		if self.heir && err != nil && !isClosedChan(self.served) {

@@ -409,7 +409,11 @@ func TestShutdown(t *testing.T) {
 	one.send("shutdown()\n")
 	one.expect(words)
 	two.expect("\n" + words + prompt)
-	if got := two.ask("pids()"); strings.Count(got, "(draining)") != 2 {
+	var got string
+	if !clustertest.Eventually(clustertest.Patience, func() bool { // the workers are told after the sessions
+		got = two.ask("pids()")
+		return strings.Count(got, "(draining)") == 2
+	}) {
 		t.Errorf("pids() while draining: %q", got)
 	}
 	remove()

@@ -1662,6 +1662,9 @@ func TestOrphansOfWorkersAreReaped(t *testing.T) {
 		f := startFleet(t, "v1", "workers=1")
 		f.upgrade("v2")
 		own := f.told(f.pid(), "exit3 5s")
+		if !eventually(patience, func() bool { return len(f.zombies()) == 1 }) {
+			t.Error("the program's child doesn't end")
+		}
 		f.orphans()
 		if got := <-own; got != "exit status 3" {
 			t.Errorf("a child of the program: %q", got)

@@ -146,6 +146,11 @@ func TestReusePortInANewVersion(t *testing.T) {
 func TestReusePortCloseServesWhatIsQueued(t *testing.T) {
 	t.Parallel()
 	f := startApart(t, "127.0.0.1:0", 3)
+	f.mustTell(f.master, "spawn 0") // the supervisor has told that nobody need cover
+	for id := range 3 {             // and it has been heard
+		f.mustTell(f.master, "send %d sync now", id)
+		f.wait("message", id)
+	}
 	for _, pid := range f.workers() {
 		suspend(t, pid)
 	}

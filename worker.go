@@ -12,8 +12,8 @@ import (
 type WorkerState int32
 
 const (
-	// WorkerStarting: the process has been forked. It serves nobody. It
-	// becomes ready, or dies.
+	// WorkerStarting: the process has been forked, and has not told yet that
+	// it could accept. It becomes ready, drains, or dies.
 	WorkerStarting WorkerState = iota
 
 	// WorkerReady: the process has told that it could accept. It serves

@@ -552,6 +552,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		default:
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if scarce(err) {
+				err = l.error(shortage{err.(*net.OpError).Err})
+			}
 			return nil, err
 		}
 		l.mu.Lock()
@@ -590,7 +593,7 @@ func (l *listener) cover(slot, fd int) {
 			switch {
 			case err == nil:
 				l.hand(l.count(c, nil, false), inner)
-			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			case scarce(err):
 				time.Sleep(100 * time.Millisecond)
 			default:
 				return
@@ -671,8 +674,8 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 			switch {
 			case err == nil:
 				return l.count(c, nil, false), nil
-			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-				return nil, l.error(err) // the server tries again
+			case scarce(err):
+				return nil, l.error(shortage{err})
 			case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
 				continue
 			}
@@ -685,6 +688,20 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 
 func (l *listener) error(err error) error {
 	return &net.OpError{Op: "accept", Net: l.socket.network, Addr: l.socket.addr, Err: err}
+}
+
+// A shortage is an error of Accept after which a server tries again. The net
+// package says so of descriptors alone, and memory comes back, too.
+type shortage struct{ error }
+
+func (shortage) Temporary() bool { return true }
+func (s shortage) Unwrap() error { return s.error }
+
+// scarce reports whether err is for the lack of something.
+//
+//go:noinline
+func scarce(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS)
 }
 
 // closed closes this process's part of the socket.
@@ -741,9 +758,9 @@ func (l *listener) count(c net.Conn, unread []byte, handed bool) net.Conn {
 	l.conns.add()
 	switch c := c.(type) {
 	case *net.TCPConn:
-		return &tcpConn{TCPConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
+		return &tcpConn{TCPConn: *c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	case *net.UnixConn:
-		return &unixConn{UnixConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
+		return &unixConn{UnixConn: *c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	}
 	panic("cluster: accepted a " + c.RemoteAddr().Network() + " connection")
 }
@@ -751,12 +768,12 @@ func (l *listener) count(c net.Conn, unread []byte, handed bool) net.Conn {
 // tcpConn and unixConn keep all that the net package's connections can do,
 // ReadFrom and WriteTo (sendfile, splice) included.
 type tcpConn struct {
-	*net.TCPConn
+	net.TCPConn
 	accepted
 }
 
 type unixConn struct {
-	*net.UnixConn
+	net.UnixConn
 	accepted
 }
 

@@ -195,6 +195,27 @@ func TestRestartOutOfFiles(t *testing.T) {
 	f.quit()
 }
 
+// talk makes a request of the helper "http" or "tcp", which has one worker.
+func talk(p *proc, server string, c net.Conn) {
+	p.t.Helper()
+	line, want := "hello\n", "hello"
+	if server == "http" {
+		line, want = "GET / HTTP/1.1\r\nHost: cluster\r\n\r\n", strconv.Itoa(p.workers()[0])
+	}
+	io.WriteString(c, line)
+	r := bufio.NewReader(c)
+	var err error
+	got := ""
+	if server == "http" {
+		got, err = readResponse(r)
+	} else {
+		got, err = r.ReadString('\n')
+	}
+	if err != nil || !strings.Contains(got, want) {
+		p.t.Errorf("answer %q, %v", got, err)
+	}
+}
+
 // A worker that has no descriptors left serves the connections that it has,
 // and accepts others later.
 func TestWorkerOutOfFiles(t *testing.T) {
@@ -203,39 +224,20 @@ func TestWorkerOutOfFiles(t *testing.T) {
 		t.Run(server, func(t *testing.T) {
 			t.Parallel()
 			p := serve(t, server, "workers=1", "heartbeat=1s")
-			talk := func(c net.Conn) {
-				t.Helper()
-				line, want := "hello\n", "hello"
-				if server == "http" {
-					line, want = "GET / HTTP/1.1\r\nHost: cluster\r\n\r\n", strconv.Itoa(p.workers()[0])
-				}
-				io.WriteString(c, line)
-				r := bufio.NewReader(c)
-				var err error
-				got := ""
-				if server == "http" {
-					got, err = readResponse(r)
-				} else {
-					got, err = r.ReadString('\n')
-				}
-				if err != nil || !strings.Contains(got, want) {
-					t.Errorf("answer %q, %v", got, err)
-				}
-			}
 			first := p.dial()
-			talk(first)
+			talk(p, server, first)
 			lift := limitFiles(t, p.workers()[0], 0)
 			later := p.dial()
 			p.waitLog("too many open files")
 			if d := busy(t, p.workers()[0]); d > maxBusy {
 				t.Errorf("the worker takes %v in a second", d)
 			}
-			talk(first)
+			talk(p, server, first)
 			if server == "tcp" { // net/http has words of its own
 				p.said(1, "too many open files")
 			}
 			lift()
-			talk(later)
+			talk(p, server, later)
 			first.Close()
 			later.Close()
 			if n := len(p.history("connected")); n != 1 {

@@ -114,7 +114,7 @@ type socket struct {
 	ports            []int // those of the other slots, parked
 	inherited        bool  // and still somebody else's
 
-	mu      sync.Mutex
+	mu      mutex
 	claimed bool      // by a caller of Listen or ListenPacket, or by serve
 	fd      int       // parked, or -1
 	conn    any       // open, or nil
@@ -264,7 +264,7 @@ type socketSet struct {
 	conns counter         // of the connections accepted outside of a service
 	gate  <-chan struct{} // accept only when it is closed; nil: at once
 
-	mu   sync.Mutex
+	mu   mutex
 	list []*socket
 }
 
@@ -438,7 +438,7 @@ func (set *socketSet) drop() {
 type counter struct {
 	open, total atomic.Int64
 
-	mu   sync.Mutex
+	mu   mutex
 	zero chan struct{} // closed when open becomes 0; nil if nobody waits for it
 }
 
@@ -503,7 +503,7 @@ type listener struct {
 
 	receive  sync.Once                // starts receiving from the handoff queue
 	received chan struct{}            // closed when that has ended; nil if there is no queue
-	mu       sync.Mutex               // guards handed and covered
+	mu       mutex                    // guards handed and covered
 	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
 	any      atomic.Bool              // there are some
 	covered  map[int]deadlineListener // the sockets of other slots, which have nobody
@@ -686,6 +686,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	return nil, l.error(net.ErrClosed)
 }
 
+//go:noinline
 func (l *listener) error(err error) error {
 	return &net.OpError{Op: "accept", Net: l.socket.network, Addr: l.socket.addr, Err: err}
 }

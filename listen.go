@@ -501,7 +501,8 @@ type listener struct {
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
 
-	receive  sync.Once                // starts receiving from the handoff queue
+	begin    sync.Once                // what the first Accept does, here:
+	turns    *turns                   // with other processes that accept from the socket; nil: all are woken
 	received chan struct{}            // closed when that has ended; nil if there is no queue
 	mu       mutex                    // guards handed and covered
 	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
@@ -529,7 +530,12 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	inner := conn.(deadlineListener)
-	l.receive.Do(func() { l.startReceiving(inner) })
+	l.begin.Do(func() {
+		if IsWorker() && !l.socket.apart {
+			l.turns = turnsFor(inner)
+		}
+		l.startReceiving(inner)
+	})
 	for {
 		if c := l.takeHanded(inner); c != nil {
 			return c, nil
@@ -539,7 +545,11 @@ func (l *listener) Accept() (net.Conn, error) {
 			return l.last(inner)
 		default:
 		}
+		if err := l.turns.begin(); err != nil {
+			return nil, l.error(shortage{err})
+		}
 		c, err := inner.Accept()
+		l.turns.end()
 		if err == nil {
 			return l.count(c, nil, false), nil
 		}
@@ -669,7 +679,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		return c, nil
 	}
 	for _, queued := range from {
-		for time.Now().Before(l.sweep) {
+		for time.Now().Before(l.sweep) || queued == inner && l.turns.last() {
 			c, err := acceptQueued(queued)
 			switch {
 			case err == nil:

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -175,4 +177,61 @@ func TestReusePortNeedsATCPAddress(t *testing.T) {
 		}
 		p.end(1)
 	}
+}
+
+// Of several idle workers each new connection wakes one, the one that has
+// waited longest.
+func TestWorkersAcceptInTurn(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			addr := "addr=127.0.0.1:0"
+			if network == "unix" {
+				addr = "addr=unix:socket"
+			}
+			const workers, each = 4, 50
+			f := startFleet(t, fmt.Sprintf("v1,workers=%d", workers), addr)
+			count := make(map[int]int)
+			for range workers * each {
+				for pid, n := range f.answers(f.queue(1)) {
+					count[pid] += n
+				}
+			}
+			if len(count) < workers {
+				t.Fatalf("answers by %v, want %d workers", count, workers)
+			}
+			for pid, n := range count {
+				if n < each/2 || n > each*2 {
+					t.Errorf("worker %d answered %d of %d requests: %v", pid, n, workers*each, count)
+				}
+				if !eventually(patience, func() bool { return inTurn(t, pid) }) {
+					t.Errorf("worker %d is woken for every connection", pid)
+				}
+			}
+			f.quit()
+		})
+	}
+}
+
+// inTurn reports whether the process has a socket for which epoll wakes it
+// alone.
+func inTurn(t *testing.T, pid int) bool {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fdinfo/", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		info, _ := os.ReadFile(dir + e.Name())
+		for line := range strings.Lines(string(info)) {
+			var fd int
+			var events uint32
+			if n, _ := fmt.Sscanf(line, "tfd: %d events: %x", &fd, &events); n == 2 && events&(1<<28) != 0 {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 )
+
+var reusePortRounds = flag.Int("reuseport", 3, "how many times the tests of ReusePort kill, remove, roll and restart")
 
 // startApart starts a fleet whose slots have sockets of their own.
 func startApart(t *testing.T, addr string, workers int) *fleet {
@@ -73,15 +76,18 @@ func TestReusePort(t *testing.T) {
 					t.Errorf("process %d has answered %d of 150 requests: %v", pid, count[pid], count)
 				}
 			}
-			suspend(t, workers[1])
-			queued := f.queue(60)
-			kill(t, workers[1], syscall.SIGKILL)
-			f.wait("killed", 1)
-			if count := f.answers(queued); count[workers[1]] > 0 {
-				t.Errorf("answers of a process that was stopped: %v", count)
+			for range *reusePortRounds {
+				stopped := f.workers()[1]
+				suspend(t, stopped)
+				queued := f.queue(60)
+				kill(t, stopped, syscall.SIGKILL)
+				f.wait("killed", 1)
+				if count := f.answers(queued); count[stopped] > 0 {
+					t.Errorf("answers of a process that was stopped: %v", count)
+				}
+				f.wait("connected", 1)
+				f.answeredBy(3)
 			}
-			f.wait("connected", 1)
-			f.answeredBy(3)
 			f.quit()
 		})
 	}
@@ -93,7 +99,7 @@ func TestReusePortRemove(t *testing.T) {
 	t.Parallel()
 	f := startApart(t, "127.0.0.1:0", 4)
 	load := f.load()
-	for range 5 {
+	for range *reusePortRounds {
 		f.mustTell(f.master, "remove 3")
 		f.waitN(3, "killed")
 		f.answeredBy(1)
@@ -108,7 +114,7 @@ func TestReusePortLosesNothing(t *testing.T) {
 	t.Parallel()
 	f := startApart(t, "127.0.0.1:0", 3)
 	load := f.load()
-	for i := range 5 {
+	for i := range *reusePortRounds {
 		load.more(20)
 		f.mustTell(f.master, "restartworkers")
 		f.mustTell(f.master, "remove 1")

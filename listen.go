@@ -114,7 +114,7 @@ type socket struct {
 	ports            []int // those of the other slots, parked
 	inherited        bool  // and still somebody else's
 
-	mu      sync.Mutex
+	mu      mutex
 	claimed bool      // by a caller of Listen or ListenPacket, or by serve
 	fd      int       // parked, or -1
 	conn    any       // open, or nil
@@ -264,7 +264,7 @@ type socketSet struct {
 	conns counter         // of the connections accepted outside of a service
 	gate  <-chan struct{} // accept only when it is closed; nil: at once
 
-	mu   sync.Mutex
+	mu   mutex
 	list []*socket
 }
 
@@ -438,7 +438,7 @@ func (set *socketSet) drop() {
 type counter struct {
 	open, total atomic.Int64
 
-	mu   sync.Mutex
+	mu   mutex
 	zero chan struct{} // closed when open becomes 0; nil if nobody waits for it
 }
 
@@ -501,9 +501,10 @@ type listener struct {
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
 
-	receive  sync.Once                // starts receiving from the handoff queue
+	begin    sync.Once                // what the first Accept does, here:
+	turns    *turns                   // with other processes that accept from the socket; nil: all are woken
 	received chan struct{}            // closed when that has ended; nil if there is no queue
-	mu       sync.Mutex               // guards handed and covered
+	mu       mutex                    // guards handed and covered
 	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
 	any      atomic.Bool              // there are some
 	covered  map[int]deadlineListener // the sockets of other slots, which have nobody
@@ -529,7 +530,12 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	inner := conn.(deadlineListener)
-	l.receive.Do(func() { l.startReceiving(inner) })
+	l.begin.Do(func() {
+		if IsWorker() && !l.socket.apart {
+			l.turns = turnsFor(inner)
+		}
+		l.startReceiving(inner)
+	})
 	for {
 		if c := l.takeHanded(inner); c != nil {
 			return c, nil
@@ -539,7 +545,11 @@ func (l *listener) Accept() (net.Conn, error) {
 			return l.last(inner)
 		default:
 		}
+		if err := l.turns.begin(); err != nil {
+			return nil, l.error(shortage{err})
+		}
 		c, err := inner.Accept()
+		l.turns.end()
 		if err == nil {
 			return l.count(c, nil, false), nil
 		}
@@ -669,7 +679,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		return c, nil
 	}
 	for _, queued := range from {
-		for time.Now().Before(l.sweep) {
+		for time.Now().Before(l.sweep) || queued == inner && l.turns.last() {
 			c, err := acceptQueued(queued)
 			switch {
 			case err == nil:
@@ -686,6 +696,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	return nil, l.error(net.ErrClosed)
 }
 
+//go:noinline
 func (l *listener) error(err error) error {
 	return &net.OpError{Op: "accept", Net: l.socket.network, Addr: l.socket.addr, Err: err}
 }

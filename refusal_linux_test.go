@@ -379,3 +379,42 @@ func TestWorkerIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// A worker that can't have what it needs to begin with is tried again, less
+// and less often, while others serve.
+func TestNewWorkerIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, errno := range []syscall.Errno{syscall.ENFILE, syscall.ENOMEM} {
+		t.Run(errno.Error(), func(t *testing.T) {
+			t.Parallel()
+			p := command(t, "http", "workers=2")
+			r := refusing(p)
+			p.wait("listening")
+			workers := waitWorkers(p, 2)
+			started := len(p.history("worker"))
+			r.set(func(pid int, call uintptr) syscall.Errno {
+				if pid != p.pid() && pid != workers[0] && pid != workers[1] && call == unix.SYS_EPOLL_CREATE1 { // Go's runtime
+					return errno
+				}
+				return 0
+			})
+			kill(t, workers[1], syscall.SIGKILL)
+			p.waitN(5, "killed")
+			p.get("/")
+			if d := busy(t, p.pid()); d > maxBusy {
+				t.Errorf("the master takes %v in a second", d)
+			}
+			if n := len(p.history("worker")) - started; n > 8 {
+				t.Errorf("%d workers have been started", n)
+			}
+			if r.set(nil) < 4 {
+				t.Error("nothing was refused")
+			}
+			waitWorkers(p, 2)
+			if p.workers()[0] != workers[0] {
+				t.Error("the other worker was replaced")
+			}
+			p.quit()
+		})
+	}
+}

@@ -45,10 +45,10 @@ var _ = helper("hung", func() {
 	})
 	mux.HandleFunc("/collect", func(w http.ResponseWriter, r *http.Request) {
 		d, _ := time.ParseDuration(r.FormValue("for"))
-		type node struct{ left, right *node }
+		type node struct{ next *node }
 		root := new(node)
 		for range 3_000_000 { // for the collector to follow
-			root = &node{left: root}
+			root = &node{root}
 		}
 		for end := time.Now().Add(d); time.Now().Before(end); {
 			runtime.GC()

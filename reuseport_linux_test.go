@@ -76,6 +76,7 @@ func TestReusePort(t *testing.T) {
 					t.Errorf("process %d has answered %d of 150 requests: %v", pid, count[pid], count)
 				}
 			}
+			f.wait("connected", 1)
 			for range *reusePortRounds {
 				stopped := f.workers()[1]
 				suspend(t, stopped)

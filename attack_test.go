@@ -100,6 +100,24 @@ var _ = helper("hostile", func() {
 		tell([]byte{1, 5, 0, 0, 0, 0x10, 0, 0, 'x'}) // of a mebibyte
 		io.WriteString(w, "told")
 	})
+	mux.HandleFunc("/again", func(w http.ResponseWriter, r *http.Request) {
+		path := fmt.Sprintf("cluster.%d.server.sock", os.Getppid())
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			io.WriteString(w, err.Error())
+			return
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		c.WriteMsgUnix([]byte{1, 6, 0, 1, 0, 0, 0, 0}, unix.UnixRights(0), nil) // ready, and a descriptor
+		oob := make([]byte, 1024)
+		n, oobn, _, _, err := c.ReadMsgUnix(make([]byte, 1024), oob)
+		if os.IsTimeout(err) {
+			io.WriteString(w, "is kept")
+		} else {
+			fmt.Fprintf(w, "gets %d bytes and %d of rights", max(0, n), oobn) // -1 with an error
+		}
+	})
 	mux.HandleFunc("/powers", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, powers()) })
 	m.Server = &http.Server{Handler: mux}
 	finish(m.ListenAndServe(listen(0)))
@@ -274,6 +292,13 @@ func TestStrangers(t *testing.T) {
 			nothing(c)
 		}
 	})
+	p.harmless("own workers", 16, func() {
+		for range 100 {
+			if got := p.get("/again"); got != "gets 0 bytes and 0 of rights" {
+				t.Errorf("a worker that connects a second time %s", got)
+			}
+		}
+	})
 	p.harmless("10,000 connections", 16, func() {
 		var open []*net.UnixConn
 		for n := range 10_000 {
@@ -298,8 +323,7 @@ func TestStrangers(t *testing.T) {
 	p.quit()
 }
 
-// Neither root nor another user gets anything either, and a worker no second
-// connection.
+// Neither root nor another user gets anything either.
 func TestStrangersOfAllKinds(t *testing.T) {
 	t.Parallel()
 	rootOnly(t)

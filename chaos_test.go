@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -35,6 +34,7 @@ func TestChaos(t *testing.T) {
 	f := fleetOf(t, "chaos", "v1", "workers=2", "heartbeat=2s", "timeout=10s", "listen=tcp 127.0.0.1:0", "listen=unix app.sock").launch()
 	x := &chaos{fleet: f, t: t, rng: rng, want: 2, version: 1, killed: make(map[int]string), hung: make(map[int]bool)}
 	x.crowd = newCrowd(f, rng, 6)
+	x.group, _ = memoryGroup(t, 64<<20)
 	x.step(restart) // a first and a second master hold some things that later ones don't
 	x.step(restart)
 
@@ -73,6 +73,7 @@ type chaos struct {
 	t       *testing.T
 	crowd   *crowd
 	rng     *rand.Rand
+	group   string         // limits memory; "" if there is none
 	want    int            // workers
 	version int            // of the program
 	next    int            // restarts that have not been followed yet
@@ -96,14 +97,14 @@ type deed struct {
 
 // deeds are what a step may be: one of them, or two at once.
 var deeds = [][]deed{
-	{killWorkers}, {killWorkers}, {abortWorker}, {stopWorker}, {stopWorker}, {hangWorker}, {leakMemory},
+	{killWorkers}, {killWorkers}, {abortWorker}, {stopWorker}, {stopWorker}, {hangWorker}, {leakMemory}, {exceedGroup},
 	{spawn}, {spawn}, {remove}, {remove}, {replace}, {restartWorkers}, {restart}, {restart},
 	{badRestart}, {badRestart},
 	{restart, restart}, {restart, killWorkers}, {restart, abortWorker}, {restart, stopWorker}, {restartWorkers, restart}, {replace, restart},
 	{badRestart, killWorkers}, {badRestart, stopWorker}, {badRestart, restartWorkers},
 	{restartWorkers, restartWorkers}, {restartWorkers, killWorkers}, {restartWorkers, stopWorker},
 	{restartWorkers, spawn}, {restartWorkers, remove}, {restartWorkers, replace}, {replace, replace}, {replace, abortWorker},
-	{spawn, killWorkers}, {remove, killWorkers}, {remove, stopWorker}, {stopWorker, killWorkers},
+	{spawn, killWorkers}, {spawn, exceedGroup}, {remove, killWorkers}, {remove, stopWorker}, {stopWorker, killWorkers},
 }
 
 var (
@@ -131,20 +132,12 @@ var (
 		x.kill(pid, syscall.SIGSTOP)
 		return func() { x.died(pid) }
 	}}
-	leakMemory = deed{"leak", func(x *chaos) func() {
-		c := x.dial()
-		defer c.Close()
-		io.WriteString(c, "GET /leak HTTP/1.1\r\nHost: cluster\r\n\r\n")
-		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			x.t.Fatal(err)
+	leakMemory  = deed{"leak", func(x *chaos) func() { return x.leak("") }}
+	exceedGroup = deed{"leak in a group", func(x *chaos) func() {
+		if x.group == "" {
+			return leakMemory.do(x)
 		}
-		pid, _ := strconv.Atoi(resp.Header.Get("Pid"))
-		x.violent, x.killed[pid] = true, "leak"
-		return func() {
-			x.waitFor("its exception", func(e event) bool { return e.Name == "exception" && e.Pid == pid })
-			x.died(pid)
-		}
+		return x.leak(x.group)
 	}}
 	spawn = deed{"Spawn", func(x *chaos) func() {
 		n := 1 + x.rng.IntN(2)
@@ -194,6 +187,26 @@ func (x *chaos) restart(workers int) (wait func()) {
 			x.t.Fatalf("Restart: %s", got)
 		}
 		x.restarts++
+	}
+}
+
+// leak has a worker take memory until it dies of it, in the control group if
+// there is one: then the kernel kills it.
+func (x *chaos) leak(group string) (wait func()) {
+	c := x.dial()
+	defer c.Close()
+	fmt.Fprintf(c, "GET /leak?group=%s HTTP/1.1\r\nHost: cluster\r\n\r\n", group)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	pid, _ := strconv.Atoi(resp.Header.Get("Pid"))
+	x.violent, x.killed[pid] = true, "leak"
+	return func() {
+		if group == "" {
+			x.waitFor("its exception", func(e event) bool { return e.Name == "exception" && e.Pid == pid })
+		}
+		x.died(pid)
 	}
 }
 

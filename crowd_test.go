@@ -351,7 +351,13 @@ var _ = helper("chaos", func() {
 	})
 	mux.HandleFunc("/leak", func(w http.ResponseWriter, r *http.Request) {
 		begin(w, 1)
-		if err := limitMemory(64 << 20); err != nil {
+		var err error
+		if group := r.FormValue("group"); group != "" {
+			err = os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+		} else {
+			err = limitMemory(64 << 20)
+		}
+		if err != nil {
 			fatal(err)
 		}
 		for {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -195,6 +196,27 @@ func TestRestartOutOfFiles(t *testing.T) {
 	f.quit()
 }
 
+// talk makes a request of the helper "http" or "tcp", which has one worker.
+func talk(p *proc, server string, c net.Conn) {
+	p.t.Helper()
+	line, want := "hello\n", "hello"
+	if server == "http" {
+		line, want = "GET / HTTP/1.1\r\nHost: cluster\r\n\r\n", strconv.Itoa(p.workers()[0])
+	}
+	io.WriteString(c, line)
+	r := bufio.NewReader(c)
+	var err error
+	got := ""
+	if server == "http" {
+		got, err = readResponse(r)
+	} else {
+		got, err = r.ReadString('\n')
+	}
+	if err != nil || !strings.Contains(got, want) {
+		p.t.Errorf("answer %q, %v", got, err)
+	}
+}
+
 // A worker that has no descriptors left serves the connections that it has,
 // and accepts others later.
 func TestWorkerOutOfFiles(t *testing.T) {
@@ -203,39 +225,20 @@ func TestWorkerOutOfFiles(t *testing.T) {
 		t.Run(server, func(t *testing.T) {
 			t.Parallel()
 			p := serve(t, server, "workers=1", "heartbeat=1s")
-			talk := func(c net.Conn) {
-				t.Helper()
-				line, want := "hello\n", "hello"
-				if server == "http" {
-					line, want = "GET / HTTP/1.1\r\nHost: cluster\r\n\r\n", strconv.Itoa(p.workers()[0])
-				}
-				io.WriteString(c, line)
-				r := bufio.NewReader(c)
-				var err error
-				got := ""
-				if server == "http" {
-					got, err = readResponse(r)
-				} else {
-					got, err = r.ReadString('\n')
-				}
-				if err != nil || !strings.Contains(got, want) {
-					t.Errorf("answer %q, %v", got, err)
-				}
-			}
 			first := p.dial()
-			talk(first)
+			talk(p, server, first)
 			lift := limitFiles(t, p.workers()[0], 0)
 			later := p.dial()
 			p.waitLog("too many open files")
 			if d := busy(t, p.workers()[0]); d > maxBusy {
 				t.Errorf("the worker takes %v in a second", d)
 			}
-			talk(first)
+			talk(p, server, first)
 			if server == "tcp" { // net/http has words of its own
 				p.said(1, "too many open files")
 			}
 			lift()
-			talk(later)
+			talk(p, server, later)
 			first.Close()
 			later.Close()
 			if n := len(p.history("connected")); n != 1 {
@@ -459,4 +462,88 @@ func TestNoRoomForTheSocket(t *testing.T) {
 			f.quit("run")
 		})
 	}
+}
+
+// memoryGroup makes a control group whose processes may have so much memory,
+// until the test ends. The error tells why there is none.
+func memoryGroup(t testing.TB, limit int) (dir string, err error) {
+	t.Helper()
+	groups, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	err = errors.New("no control groups")
+	for line := range strings.Lines(string(groups)) {
+		_, line, _ = strings.Cut(strings.TrimSpace(line), ":")
+		controllers, path, _ := strings.Cut(line, ":")
+		parents, file := []string(nil), ""
+		switch controllers {
+		case "memory":
+			parents, file = []string{"/sys/fs/cgroup/memory" + path}, "memory.limit_in_bytes"
+		case "": // version 2: one that has processes gives its children no controllers
+			parents, file = []string{"/sys/fs/cgroup" + path, filepath.Dir("/sys/fs/cgroup" + path)}, "memory.max"
+		}
+		for _, parent := range parents {
+			dir := filepath.Join(parent, fmt.Sprintf("cluster.test.%d.%d", os.Getpid(), lastUser.Add(1)))
+			if err = os.Mkdir(dir, 0o755); err != nil {
+				continue
+			}
+			if err = os.WriteFile(filepath.Join(dir, file), []byte(strconv.Itoa(limit)), 0); err != nil {
+				os.Remove(dir)
+				continue
+			}
+			os.WriteFile(filepath.Join(dir, "memory.swap.max"), []byte("0"), 0)
+			t.Cleanup(func() {
+				if !eventually(patience, func() bool { return os.Remove(dir) == nil }) {
+					t.Errorf("%s is still in use", dir)
+				}
+			})
+			return dir, nil
+		}
+	}
+	return "", err
+}
+
+// A worker that takes more memory than its control group may have is killed
+// and replaced, and nobody else.
+func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
+	group, err := memoryGroup(t, 64<<20)
+	if err != nil {
+		t.Skip(err)
+	}
+	f := fleetOf(t, "chaos", "v1", "workers=2").launch()
+	load := f.load()
+	for n := range 3 {
+		workers := f.workers()
+		c := f.dial()
+		fmt.Fprintf(c, "GET /leak?group=%s HTTP/1.1\r\nHost: cluster\r\n\r\n", group)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := f.wait("killed"); strconv.Itoa(e.Pid) != resp.Header.Get("Pid") || e.Text != "signal: killed" {
+			t.Errorf("process %s leaks, and %d died: %s", resp.Header.Get("Pid"), e.Pid, e.Text)
+		} else if w := waitWorkers(f.proc, 2); w[1-e.ID] != workers[1-e.ID] {
+			t.Errorf("workers were %v, are %v", workers, w)
+		}
+		if got := killedIn(group); got != n+1 {
+			t.Errorf("the kernel says that it has killed %d, want %d", got, n+1)
+		}
+		load.more(5)
+	}
+	load.halt()
+	f.quit()
+}
+
+// killedIn returns how many processes the kernel has killed for the memory of
+// a group.
+func killedIn(group string) (n int) {
+	for _, file := range []string{"memory.oom_control", "memory.events"} {
+		b, _ := os.ReadFile(filepath.Join(group, file))
+		for line := range strings.Lines(string(b)) {
+			fmt.Sscanf(line, "oom_kill %d", &n)
+		}
+	}
+	return n
 }

@@ -10,7 +10,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -39,6 +42,18 @@ var _ = helper("hung", func() {
 		for range 3000 {
 			go func() { select {} }()
 		}
+	})
+	mux.HandleFunc("/collect", func(w http.ResponseWriter, r *http.Request) {
+		d, _ := time.ParseDuration(r.FormValue("for"))
+		type node struct{ next *node }
+		root := new(node)
+		for range 3_000_000 { // for the collector to follow
+			root = &node{root}
+		}
+		for end := time.Now().Add(d); time.Now().Before(end); {
+			runtime.GC()
+		}
+		fmt.Fprint(w, root != nil)
 	})
 	mux.HandleFunc("/deaf", func(w http.ResponseWriter, r *http.Request) { signal.Ignore(syscall.SIGABRT) })
 	mux.HandleFunc("/flood", func(w http.ResponseWriter, r *http.Request) {
@@ -129,16 +144,23 @@ func TestHungWorkerIsReplaced(t *testing.T) {
 	}
 }
 
+// A pause has time pass for some, or for all, of the processes of a cluster.
+type pause struct {
+	name  string
+	pause func(p *proc, workers map[int]int)
+}
+
+// pauses are those that a system has beside the usual ones.
+var pauses []pause
+
+const heartbeat = 800 * time.Millisecond
+
 // Time that passes for all, or for the master alone, or for a worker but not
 // long enough, is no silence. Workers get by the master's being away even if
 // they have more to tell than there is room for.
 func TestPausedProcessesAreNotHung(t *testing.T) {
 	t.Parallel()
-	const heartbeat = 800 * time.Millisecond
-	for _, test := range []struct {
-		name  string
-		pause func(p *proc, workers map[int]int)
-	}{
+	for _, test := range slices.Concat([]pause{
 		{"master and workers", func(p *proc, workers map[int]int) {
 			for range 2 {
 				suspend(p.t, p.pid())
@@ -165,6 +187,13 @@ func TestPausedProcessesAreNotHung(t *testing.T) {
 			time.Sleep(2 * heartbeat) // there is no room for signs of life
 			p.signal(syscall.SIGCONT)
 		}},
+		{"workers, collecting garbage", func(p *proc, workers map[int]int) {
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() { p.get("/collect?for=" + (2 * heartbeat).String()) })
+			}
+			wg.Wait()
+		}},
 		{"worker, for a moment", func(p *proc, workers map[int]int) {
 			for range 4 {
 				suspend(p.t, workers[0])
@@ -173,7 +202,7 @@ func TestPausedProcessesAreNotHung(t *testing.T) {
 				time.Sleep(heartbeat / 2)
 			}
 		}},
-	} {
+	}, pauses) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			p := serve(t, "hung", "workers=2", "heartbeat="+heartbeat.String())

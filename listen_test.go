@@ -1071,7 +1071,7 @@ func TestServersSurviveAShortage(t *testing.T) {
 
 // What Accept returns of it when a draining worker takes what is queued.
 func TestShortageIsTemporary(t *testing.T) {
-	if err := (&listener{socket: new(socket)}).error(shortage{syscall.ENOMEM}); !errors.Is(err, syscall.ENOMEM) || !err.(net.Error).Temporary() {
+	if err := (&listener{socket: new(socket)}).error(shortage{syscall.ENOMEM}); !errors.Is(err, syscall.ENOMEM) || !err.(interface{ Temporary() bool }).Temporary() {
 		t.Errorf("%v is for good", err)
 	}
 }

@@ -25,7 +25,10 @@ import (
 	"github.com/gocluster/cluster/internal/clustertest"
 )
 
-var scale = flag.Bool("scale", false, "TestScale with up to 256 workers and 15,000 connections, which takes minutes")
+var (
+	scale      = flag.Bool("scale", false, "TestScale with up to 256 workers and 15,000 connections, which takes minutes")
+	scaleSizes = flag.String("scale.workers", "4,16,64,256", "the numbers of workers of TestScale with -scale")
+)
 
 // clientConns is how many connections one client process holds: there is a
 // limit to the descriptors of a process.
@@ -39,10 +42,18 @@ func TestScale(t *testing.T) {
 	}
 	sizes, conns := []int{16}, 500
 	if *scale {
-		sizes, conns = []int{4, 16, 64, 256}, 15000
+		sizes, conns = nil, 15000
+		for _, size := range strings.Split(*scaleSizes, ",") {
+			n, err := strconv.Atoi(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes = append(sizes, n)
+		}
 	}
-	t.Logf("%d connections; CPU is the master's, of one core", conns)
-	t.Logf("%7s %9s %9s %9s %9s %9s %9s %9s", "workers", "start", "restart", "old gone", "stop", "RSS MiB", "start CPU", "idle CPU")
+	t.Logf("%d connections; memory (resident) and processor time (of one core) are the master's", conns)
+	t.Logf("%7s | %9s %9s %9s %9s | %9s %9s %9s %9s | %7s %7s", "workers", "start", "restart", "old gone", "stop",
+		"start CPU", "rest. CPU", "old's CPU", "idle CPU", "MiB", "new MiB")
 	for _, n := range sizes {
 		begun := time.Now()
 		p := start(t, fmt.Sprintf("handoff?workers=%d&timeout=1m", n))
@@ -54,11 +65,14 @@ func TestScale(t *testing.T) {
 		idle := float64(cpu(t, p.Pid())-before) / float64(time.Since(since))
 		rss := residentMiB(t, p.Pid())
 
+		old := cpu(t, p.Pid())
 		begun = time.Now()
 		p.upgrade()
 		restarted := time.Since(begun)
 		p.wait("restarted")
 		gone := time.Since(begun)
+		old, restartCPU := cpu(t, p.Pid())-old, cpu(t, p.master.Pid) // the first master stands in
+		newRSS := residentMiB(t, p.master.Pid)
 		for _, c := range cs {
 			c.ask(t)
 		}
@@ -70,7 +84,8 @@ func TestScale(t *testing.T) {
 			c.End(0)
 		}
 		ms := func(d time.Duration) string { return d.Round(time.Millisecond).String() }
-		t.Logf("%7d %9s %9s %9s %9s %9.1f %9s %8.2f%%", n, ms(started), ms(restarted), ms(gone), ms(stopped), rss, ms(startCPU), 100*idle)
+		t.Logf("%7d | %9s %9s %9s %9s | %9s %9s %9s %8.2f%% | %7.1f %7.1f", n, ms(started), ms(restarted), ms(gone), ms(stopped),
+			ms(startCPU), ms(restartCPU), ms(old), 100*idle, rss, newRSS)
 	}
 }
 

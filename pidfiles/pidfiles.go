@@ -28,6 +28,12 @@ of flock(2), so that a start in the directory of a running cluster is an error
 and changes nothing. What a cluster has left behind that was killed outright is
 replaced, whatever process has been given the same id since. On file systems
 without such locks, and on Windows, the process ids alone decide.
+
+# What can't be written
+
+At the start it is an error if master.pid can't be written. Later, when the
+disk is full, say, the cluster goes on: the master says so once, and tries
+again every second until the files are what they should be.
 */
 package pidfiles
 
@@ -125,6 +131,7 @@ type writer struct {
 	mu   sync.Mutex     // guards the following
 	lock *os.File       // nil if the directory isn't, or can't be, locked
 	ours bool           // the files are this master's to write
+	late bool           // they are not what they should be: that has been said, and is tried again
 	pids map[string]int // what should be in them
 }
 
@@ -146,7 +153,7 @@ func (w *writer) start() error {
 	if err := w.write(master); err != nil {
 		return fmt.Errorf("pidfiles: %w", err)
 	}
-	w.clean()
+	w.failed(w.clean())
 	return nil
 }
 
@@ -187,7 +194,7 @@ func (w *writer) connected(wk *cluster.Worker) {
 	name := workerName(wk)
 	w.pids[name] = wk.Pid
 	if w.ours && !w.replaced() {
-		w.logError(w.write(name))
+		w.failed(w.write(name))
 	}
 }
 
@@ -199,10 +206,10 @@ func (w *writer) listening() {
 		return
 	}
 	w.ours = true
-	w.logError(w.write(master)) // first: see replaced
+	w.failed(w.write(master)) // first: see replaced
 	for name := range w.pids {
 		if name != master {
-			w.logError(w.write(name))
+			w.failed(w.write(name))
 		}
 	}
 }
@@ -214,7 +221,7 @@ func (w *writer) killed(wk *cluster.Worker) {
 	if w.pids[name] == wk.Pid {
 		delete(w.pids, name)
 	}
-	w.remove(name, wk.Pid)
+	w.failed(w.remove(name, wk.Pid))
 }
 
 // repair makes the files what they should be, unless it is another master's
@@ -222,22 +229,51 @@ func (w *writer) killed(wk *cluster.Worker) {
 func (w *writer) repair() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failed(w.sync())
+}
+
+func (w *writer) sync() (err error) {
 	if !w.ours || w.replaced() {
-		return
+		return nil
 	}
 	for name, pid := range w.pids {
-		if got, err := read(w.dir.path(name)); err != nil || got != pid {
-			w.logError(w.write(name))
+		if got, rerr := read(w.dir.path(name)); rerr != nil || got != pid {
+			err = errors.Join(err, w.write(name))
 		}
 	}
-	w.clean()
+	return errors.Join(err, w.clean())
+}
+
+// retry is when what could not be written is tried again.
+const retry = time.Second
+
+// failed is for errors that don't keep the cluster from running.
+func (w *writer) failed(err error) {
+	if err == nil || w.late {
+		return
+	}
+	w.late = true
+	logf := log.Printf
+	if w.m.ErrorLog != nil {
+		logf = w.m.ErrorLog.Printf
+	}
+	logf("pidfiles: %v; trying again", err)
+	time.AfterFunc(retry, w.again)
+}
+
+func (w *writer) again() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.late = w.sync() != nil; w.late {
+		time.AfterFunc(retry, w.again)
+	}
 }
 
 func (w *writer) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for name, pid := range w.pids {
-		w.remove(name, pid)
+		w.failed(w.remove(name, pid))
 	}
 	clear(w.pids)
 	w.ours = false
@@ -274,40 +310,32 @@ func (w *writer) write(name string) (err error) {
 }
 
 // remove removes the file of a process, if that is still what it says.
-func (w *writer) remove(name string, pid int) {
-	if got, err := read(w.dir.path(name)); err == nil && got == pid {
-		w.unlink(name + suffix)
+func (w *writer) remove(name string, pid int) error {
+	if got, err := read(w.dir.path(name)); err != nil || got != pid {
+		return nil
 	}
+	return w.unlink(name + suffix)
 }
 
 // clean removes the files of processes that are not ours.
-func (w *writer) clean() {
+func (w *writer) clean() error {
 	entries, err := os.ReadDir(string(w.dir))
-	w.logError(err)
 	for _, e := range entries {
 		name, isPid := strings.CutSuffix(e.Name(), suffix)
 		_, known := number(name)
 		if isPid && known && w.pids[name] == 0 || strings.HasPrefix(e.Name(), temporary) {
-			w.unlink(e.Name())
+			err = errors.Join(err, w.unlink(e.Name()))
 		}
 	}
+	return err
 }
 
-func (w *writer) unlink(file string) {
-	if err := os.Remove(filepath.Join(string(w.dir), file)); !errors.Is(err, fs.ErrNotExist) {
-		w.logError(err)
+func (w *writer) unlink(file string) error {
+	err := os.Remove(filepath.Join(string(w.dir), file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-}
-
-// logError is for errors that don't keep the cluster from running.
-func (w *writer) logError(err error) {
-	switch {
-	case err == nil:
-	case w.m.ErrorLog != nil:
-		w.m.ErrorLog.Printf("pidfiles: %v", err)
-	default:
-		log.Printf("pidfiles: %v", err)
-	}
+	return err
 }
 
 func workerName(w *cluster.Worker) string { return fmt.Sprintf("%s%d", worker, w.ID) }

@@ -75,6 +75,7 @@ func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 // Sockets are never parked, and their queues can't be looked into.
 func park(any) (int, error)         { return -1, errNoFork }
 func unpark(int, bool) (any, error) { return nil, errNoFork }
+func listens(int) bool              { return true }
 func closeFD(int)                   {}
 func stopArrivals(string, int)      {}
 

@@ -86,6 +86,7 @@ func (s *settings) fields(c *codec) {
 	}
 	c.bool(&s.Hold)
 	s.Values.fields(c)
+	(*numbers)(&s.Kept).fields(c)
 }
 
 func (v *Values) fields(c *codec) {
@@ -204,6 +205,7 @@ func (c *codec) int(p *int64) {
 	}
 }
 
+//go:noinline
 func (c *codec) bool(p *bool) {
 	v := int64(0)
 	if *p {
@@ -226,6 +228,7 @@ func (c *codec) bytes(p *[]byte) {
 	}
 }
 
+//go:noinline
 func (c *codec) string(p *string) {
 	b := []byte(*p)
 	c.bytes(&b)

@@ -43,6 +43,9 @@ type generation struct{}
 // Restart is not to be had here: it returns ErrNotRunning.
 func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
 
+// Successor returns 0: no master is replaced.
+func (m *Master) Successor() int { return 0 }
+
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
 func (m *Master) watchSignals(<-chan struct{}) (stop func()) {

@@ -1,0 +1,3 @@
+package systemd_test
+
+func activated() {}

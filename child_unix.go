@@ -276,10 +276,10 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 		}
 		s := &socket{
 			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
-			number: i, inherited: true, kept: slices.Contains(from.Kept, i), inode: inodeOf(addr),
+			number: i, inherited: true, kept: slices.Contains(from.Kept, i),
 		}
-		if s.kept {
-			s.inode = inode{}
+		if !s.kept {
+			s.inode = inodeOf(addr)
 		}
 		if fds = fds[1:]; sock.Queue {
 			s.queue = &queue{fds: [2]int(fds)}

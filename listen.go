@@ -718,7 +718,9 @@ type deadlineListener interface {
 	SetDeadline(time.Time) error
 }
 
-// last is Accept after stop: it empties the queue and then says no.
+// last is Accept after stop: it empties the queue and then says no. That of a
+// socket which outlives the cluster it leaves to the next, which comes at once
+// if we are restarted: clients that never end would keep us from ending.
 func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if l.received != nil {
 		<-l.received
@@ -734,7 +736,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		return c, nil
 	}
 	for _, queued := range from {
-		for time.Now().Before(l.sweep) {
+		for !l.socket.kept && time.Now().Before(l.sweep) {
 			c, err := acceptQueued(queued)
 			switch {
 			case err == nil:

@@ -676,6 +676,7 @@ func TestGivenSocketOutlivesTheCluster(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer theirs.Close()
+			theirs.(deadlineListener).SetDeadline(time.Now().Add(10 * time.Second))
 			f, err := theirs.(interface{ File() (*os.File, error) }).File()
 			if err != nil {
 				t.Fatal(err)
@@ -689,12 +690,19 @@ func TestGivenSocketOutlivesTheCluster(t *testing.T) {
 			if found, err := shared.find(given); err != nil || found != l || l.Addr().String() != theirs.Addr().String() {
 				t.Errorf("%v is %v in the set, %v", l.Addr(), found, err)
 			}
+			queued := mustDial(t, l.Addr())
 			l.socket.quiesce()
 			l.stop(time.Minute, time.Minute)
 			if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Accept: %v", err)
 			}
 			shared.close(true)
+			if c, err := theirs.Accept(); err != nil {
+				t.Errorf("queued: %v", err)
+			} else {
+				c.Close()
+			}
+			queued.Close()
 			done := make(chan error)
 			go func() {
 				c, err := theirs.Accept()
@@ -703,7 +711,6 @@ func TestGivenSocketOutlivesTheCluster(t *testing.T) {
 				}
 				done <- err
 			}()
-			theirs.(deadlineListener).SetDeadline(time.Now().Add(10 * time.Second))
 			c, err := net.DialTimeout(network, theirs.Addr().String(), 10*time.Second)
 			if err != nil {
 				t.Error(err)

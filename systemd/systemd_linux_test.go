@@ -23,12 +23,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	clustertest.Main(m, map[string]func(){"server": server, "activated": activated})
+	clustertest.Main(m, map[string]func(){"service": service, "activated": activated})
 }
 
-// server is the program: a cluster of two workers that write back what they
+// service is the program: a cluster of two workers that write back what they
 // read. The file "mode" in its directory says what goes wrong.
-func server() {
+func service() {
 	mode, _ := os.ReadFile("mode")
 	m := &cluster.Master{
 		Workers: 2,
@@ -106,7 +106,7 @@ type message struct {
 // manage returns a program with a manager, to be started.
 func manage(t *testing.T, addr string, env ...string) *manager {
 	t.Helper()
-	p := clustertest.Command(t, "server")
+	p := clustertest.Command(t, "service")
 	p.Forbid("environment")
 	if addr == "" {
 		addr = fmt.Sprintf("@cluster-test-%d-%s", os.Getpid(), filepath.Base(p.Dir))
@@ -514,7 +514,7 @@ func TestInline(t *testing.T) {
 // Without a manager the process that was started stays, for whoever knows it.
 func TestNoManager(t *testing.T) {
 	t.Parallel()
-	p := clustertest.Start(t, "server")
+	p := clustertest.Start(t, "service")
 	p.Wait("listening")
 	p.Signal(syscall.SIGUSR2)
 	p.Wait("restarted")

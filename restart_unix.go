@@ -501,8 +501,8 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	}
 	self.link.sendValue(frameReady, &dropped)
 	select {
-	case <-self.served:
-	case <-s.closing:
+	case <-self.served: // perhaps while it closes, because it was told to as soon as it was known
+	case <-s.ended:
 		return
 	}
 	shared.disown(shared.sockets(), false)

@@ -367,7 +367,7 @@ func TestRestart(t *testing.T) {
 	m.quit()
 
 	var last time.Time
-	for _, msg := range m.all {
+	for _, msg := range m.history() {
 		if has(msg.text, "READY=1") && last.IsZero() || has(msg.text, "WATCHDOG=1") {
 			if !last.IsZero() && msg.at.Sub(last) > 2*time.Second {
 				t.Errorf("no sign of life for %v", msg.at.Sub(last))
@@ -413,7 +413,7 @@ func TestFailedRestart(t *testing.T) {
 	m.p.Signal(syscall.SIGHUP)
 	m.wait("RELOADING=1")
 	m.wait("READY=1", "STATUS=2/2 workers; restart of the workers failed: ")
-	for _, msg := range m.all {
+	for _, msg := range m.history() {
 		if msg.pid != m.p.Pid() || has(msg.text, "MAINPID=") {
 			t.Errorf("%d says %q", msg.pid, msg.text)
 		}

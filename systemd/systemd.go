@@ -42,6 +42,10 @@ way of the manager. A new master that fails has told nothing: the old one is
 what it was, is READY again, and its STATUS tells the reason. systemctl stop
 while an old master drains waits for it too.
 
+In a container, as process 1, there is no Detach, for the container would end;
+MAINPID is not told, and the manager must listen to all processes
+(NotifyAccess=all).
+
 Master.Timeout limits how long a shutdown takes, and Master.RestartTimeout a
 restart: TimeoutStopSec and TimeoutStartSec need not be longer.
 
@@ -94,6 +98,10 @@ const (
 	envWatchdogPid = "WATCHDOG_PID"
 )
 
+// envStays is set for new masters where the first process stays: in a
+// container that ends with it.
+const envStays = "CLUSTER_SYSTEMD_STAYS"
+
 // How often the manager is asked for more time, and for how much.
 const (
 	extendEvery = 5 * time.Second
@@ -105,14 +113,15 @@ const (
 const discretion = time.Second
 
 // New returns a plugin that notifies the service manager if there is one:
-// if $NOTIFY_SOCKET is set. It then also sets Master.Detach. It works in the
-// master alone. What can't be sent is logged to ErrorLog, once.
+// if $NOTIFY_SOCKET is set. It then also sets Master.Detach, but in process 1. It
+// works in the master alone. What can't be sent is logged to ErrorLog, once.
 //
 // With Inline it tells READY=1, STOPPING=1 and WATCHDOG=1, the latter while
 // Master.Alive, if there is one, returns nil.
 func New() cluster.Plugin {
 	return func(m *cluster.Master) error {
 		socket, usec, pid := os.Getenv(envSocket), os.Getenv(envWatchdog), os.Getenv(envWatchdogPid)
+		stays := os.Getpid() == 1 || os.Getenv(envStays) != ""
 		clearEnv()
 		if socket == "" || !m.IsMaster() {
 			return nil
@@ -120,17 +129,20 @@ func New() cluster.Plugin {
 		n := &notifier{
 			m:     m,
 			addr:  &net.UnixAddr{Name: socket, Net: "unixgram"},
+			stays: stays,
 			slots: make(map[int]bool),
 			stop:  make(chan struct{}),
 		}
 		if n.ours(pid) {
 			n.watchdog = watchdog(usec)
 		}
-		m.Detach = true
+		if !n.stays {
+			m.Detach = true
+		}
 		m.On(cluster.Hooks{
 			Listening:         n.listening,
 			Established:       n.established,
-			Restart:           func(cluster.Values) { n.speak() },
+			Restart:           n.restarted,
 			Restarting:        n.restart,
 			RestartFailed:     n.restartFailed,
 			RestartingWorkers: n.rollingBegins,
@@ -149,7 +161,7 @@ func New() cluster.Plugin {
 // clearEnv keeps what the manager tells by from whoever is started by this
 // process.
 func clearEnv() {
-	for _, name := range []string{envSocket, envWatchdog, envWatchdogPid} {
+	for _, name := range []string{envSocket, envWatchdog, envWatchdogPid, envStays} {
 		os.Unsetenv(name)
 	}
 }
@@ -169,10 +181,12 @@ type notifier struct {
 	m        *cluster.Master
 	addr     *net.UnixAddr
 	watchdog time.Duration // 0: off
+	stays    bool          // the first process is the manager's main process for ever
 
 	mu         sync.Mutex // guards the following
 	main       bool       // this is the manager's main process, or about to be
 	discreet   bool       // the manager may not know that yet
+	alone      bool       // the old master is gone, or is a stand-in
 	restarting bool       // the cluster
 	rolling    bool       // the workers
 	stopping   bool       // it shuts down, not because it was replaced
@@ -266,8 +280,24 @@ func (n *notifier) speak() {
 	defer n.mu.Unlock()
 	if n.discreet {
 		n.discreet = false
-		n.send(fmt.Sprintf("MAINPID=%d", os.Getpid()), n.newStatus())
+		n.send(append(n.mainPid(os.Getpid()), n.newStatus())...)
 	}
+}
+
+// mainPid returns what tells that another process is the main one.
+func (n *notifier) mainPid(pid int) []string {
+	if n.stays {
+		return nil
+	}
+	return []string{fmt.Sprintf("MAINPID=%d", pid)}
+}
+
+// restarted is where the old master has ended.
+func (n *notifier) restarted(cluster.Values) {
+	n.mu.Lock()
+	n.alone = true
+	n.mu.Unlock()
+	n.speak()
 }
 
 // begin begins to give signs of life. n.mu is held.
@@ -322,6 +352,9 @@ func (n *notifier) inline() bool { return n.m.IsWorker() }
 // what the manager has given us.
 func (n *notifier) restart(cluster.Values) {
 	os.Setenv(envSocket, n.addr.Name)
+	if n.stays {
+		os.Setenv(envStays, "1")
+	}
 	if n.watchdog > 0 {
 		os.Setenv(envWatchdog, strconv.FormatInt(n.watchdog.Microseconds(), 10))
 		os.Setenv(envWatchdogPid, strconv.Itoa(os.Getpid()))
@@ -407,7 +440,7 @@ func (n *notifier) closing() {
 	defer n.mu.Unlock()
 	if pid := n.m.Successor(); pid != 0 {
 		// One message, for the manager listens to us no more after it.
-		n.send(fmt.Sprintf("MAINPID=%d", pid), "READY=1", "WATCHDOG=1")
+		n.send(append(n.mainPid(pid), "READY=1", "WATCHDOG=1")...)
 		n.end()
 		return
 	}
@@ -423,8 +456,8 @@ func (n *notifier) closing() {
 // systemd kills what is left then.
 func (n *notifier) close() {
 	n.closing() // if the start has failed, or with Inline, that was not called
-	if old := n.m.Predecessor(); old != 0 && n.isMain() && n.m.State() == cluster.GracefulShutdown {
-		for os.Getppid() == old {
+	if n.last() && n.m.State() == cluster.GracefulShutdown {
+		for old := n.m.Predecessor(); os.Getppid() == old; {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
@@ -433,10 +466,12 @@ func (n *notifier) close() {
 	n.end()
 }
 
-func (n *notifier) isMain() bool {
+// last reports whether this master must outlive its predecessor, which may be
+// there.
+func (n *notifier) last() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.main
+	return n.main && !n.stays && !n.alone && n.m.Predecessor() != 0
 }
 
 // end has this master say no more. n.mu is held.

@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -91,6 +92,8 @@ type manager struct {
 	p    *clustertest.Program
 	conn *net.UnixConn
 
+	access string // NotifyAccess: "main" by default, or "all"
+
 	mu       sync.Mutex // guards the following
 	main     int
 	messages []message // that nobody has taken
@@ -173,7 +176,7 @@ func (m *manager) read() {
 		m.mu.Lock()
 		m.messages = append(m.messages, msg)
 		m.all = append(m.all, msg)
-		if msg.pid != m.main {
+		if msg.pid != m.main && m.access != "all" {
 			m.t.Errorf("process %d says %q; the main process is %d", msg.pid, msg.text, m.main)
 		}
 		for _, a := range strings.Split(msg.text, "\n") {
@@ -522,6 +525,56 @@ func TestNoManager(t *testing.T) {
 		t.Error("the first process is gone")
 	}
 	p.Quit()
+}
+
+// In a container the first process stays, and is the manager's main process.
+func TestContainer(t *testing.T) {
+	t.Parallel()
+	if out, err := exec.Command("unshare", "-pf", "true").CombinedOutput(); err != nil {
+		t.Skipf("no container to be had: %v %s", err, out)
+	}
+	for restarts := range 3 {
+		t.Run(fmt.Sprint(restarts), func(t *testing.T) {
+			t.Parallel()
+			testContainer(t, restarts)
+		})
+	}
+}
+
+func testContainer(t *testing.T, restarts int) {
+	m := manage(t, "", "WATCHDOG_USEC=500000", "WATCHDOG_PID=self")
+	m.access = "all"
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.p.Cmd.Args = []string{unshare, "-pf", m.p.Cmd.Path}
+	m.p.Cmd.Path = unshare
+	m.start()
+	first := m.wait("READY=1").pid
+	before := first
+	for range restarts {
+		m.p.Kill(first, syscall.SIGUSR2)
+		m.wait("RELOADING=1")
+		if msg := m.wait("READY=1", "WATCHDOG=1"); msg.pid != before {
+			t.Errorf("%d says %q, want it of %d", msg.pid, msg.text, before)
+		}
+		before = m.wait("STATUS=2/2 workers").pid
+		if !clustertest.Eventually(clustertest.Patience, func() bool {
+			list := m.history("WATCHDOG=1")
+			return list[len(list)-1].pid == before
+		}) {
+			t.Error("the new master gives no sign of life")
+		}
+	}
+	if !slices.Contains(m.p.Processes(), first) {
+		t.Error("the first process is gone")
+	}
+	if list := m.history("MAINPID="); len(list) > 0 {
+		t.Errorf("another main process: %v", list)
+	}
+	m.p.Kill(first, syscall.SIGQUIT)
+	m.end()
 }
 
 // What can't be told is said once, and stops nobody.

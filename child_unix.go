@@ -39,6 +39,7 @@ type settings struct {
 	Sockets   []socketSetting
 	Hold      bool   // accept only after frameServe
 	Values    Values // for a new master
+	Kept      []int  // numbers of the sockets that outlive the cluster
 }
 
 type socketSetting struct {
@@ -275,7 +276,10 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 		}
 		s := &socket{
 			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
-			number: i, inherited: true, inode: inodeOf(addr),
+			number: i, inherited: true, kept: slices.Contains(from.Kept, i),
+		}
+		if !s.kept {
+			s.inode = inodeOf(addr)
 		}
 		if fds = fds[1:]; sock.Queue {
 			s.queue = &queue{fds: [2]int(fds)}

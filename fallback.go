@@ -43,6 +43,9 @@ type generation struct{}
 // Restart is not to be had here: it returns ErrNotRunning.
 func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
 
+// Successor returns 0: no master is replaced.
+func (m *Master) Successor() int { return 0 }
+
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
 func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
@@ -75,6 +78,7 @@ func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 // Sockets are never parked, and their queues can't be looked into.
 func park(any) (int, error)         { return -1, errNoFork }
 func unpark(int, bool) (any, error) { return nil, errNoFork }
+func listens(int) bool              { return true }
 func closeFD(int)                   {}
 func stopArrivals(string, int)      {}
 

@@ -85,6 +85,7 @@ func (s *settings) fields(c *codec) {
 	}
 	c.bool(&s.Hold)
 	s.Values.fields(c)
+	(*numbers)(&s.Kept).fields(c)
 }
 
 func (v *Values) fields(c *codec) {

@@ -400,7 +400,10 @@ type program struct {
 // crash pipe as 4; then the settings, and the sockets.
 func (f *forker) start(prog *program, set *settings, slot int) (*childProcess, error) {
 	var fds []int
-	for _, sock := range f.sockets {
+	for i, sock := range f.sockets {
+		if sock.kept {
+			set.Kept = append(set.Kept, i)
+		}
 		fd, err := sock.park()
 		if sock.apart && slot > 0 {
 			fd, err = f.port(sock, slot)

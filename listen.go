@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -87,6 +88,62 @@ func ListenPacket(network, address string) (net.PacketConn, error) {
 	return conn.(net.PacketConn), nil
 }
 
+// FileListener is net.FileListener for a socket that listens already, and that
+// this process was given by whoever has started it, as by systemd's socket
+// activation. In its workers, and in new masters, Listen returns it for the
+// network and the address that the listener's Addr has; there FileListener is
+// an error.
+//
+// The socket stays whose it is: it takes connections when the cluster has shut
+// down, for the next process that is given it, and the file of a unix socket
+// is never removed. The caller may close f.
+func FileListener(f *os.File) (net.Listener, error) {
+	conn, err := given(f, false)
+	if err != nil {
+		return nil, err
+	}
+	l := conn.(net.Listener)
+	if network := l.Addr().Network(); network != "tcp" && network != "unix" {
+		l.Close()
+		return nil, &net.OpError{Op: "file", Net: network, Addr: l.Addr(), Err: net.UnknownNetworkError(network)}
+	}
+	return shared.keep(l.Addr(), l).listener(), nil
+}
+
+// FilePacketConn is FileListener for a datagram socket, and ListenPacket.
+func FilePacketConn(f *os.File) (net.PacketConn, error) {
+	conn, err := given(f, true)
+	if err != nil {
+		return nil, err
+	}
+	c := conn.(net.PacketConn)
+	if network := c.LocalAddr().Network(); !isPacket(network) {
+		c.Close()
+		return nil, &net.OpError{Op: "file", Net: network, Addr: c.LocalAddr(), Err: net.UnknownNetworkError(network)}
+	}
+	shared.keep(c.LocalAddr(), c)
+	return c, nil
+}
+
+// given opens a socket that this process was given.
+func given(f *os.File, packet bool) (conn any, err error) {
+	if self.worker || self.old != 0 {
+		return nil, errors.New("cluster: the process that was started first is given files; use Listen or ListenPacket")
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		if packet || listens(int(fd)) {
+			conn, err = unpark(int(fd), packet)
+		} else {
+			err = &net.OpError{Op: "file", Err: errors.New("not a listening socket")}
+		}
+	})
+	return conn, cmp.Or(cerr, err)
+}
+
 // splitAddr parses a Master's Addr into what Listen takes.
 func splitAddr(addr string) (network, address string, err error) {
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
@@ -113,6 +170,7 @@ type socket struct {
 	apart            bool  // a worker's slot has one of its own: this is slot 0's
 	ports            []int // those of the other slots, parked
 	inherited        bool  // and still somebody else's
+	kept             bool  // it was given to the first master, and outlives the cluster
 
 	mu      mutex
 	claimed bool      // by a caller of Listen or ListenPacket, or by serve
@@ -124,9 +182,10 @@ type socket struct {
 
 func (s *socket) String() string { return s.network + " " + s.address }
 
-// quiesce lets no new connection into the socket's queue, in any process.
+// quiesce lets no new connection into the socket's queue, in any process. It
+// leaves one that outlives the cluster alone: its queue is for whoever comes.
 func (s *socket) quiesce() {
-	if isPacket(s.network) {
+	if isPacket(s.network) || s.kept {
 		return
 	}
 	s.control(func(fd int) { stopArrivals(s.network, fd) })
@@ -318,6 +377,15 @@ func (set *socketSet) add(network, address string, conn any) *socket {
 		s.addr, s.inode = conn.LocalAddr(), inodeOf(conn.LocalAddr())
 	}
 	set.list = append(set.list, s)
+	return s
+}
+
+// keep is add for a socket that is somebody else's.
+func (set *socketSet) keep(addr net.Addr, conn any) *socket {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	s := set.add(addr.Network(), addr.String(), conn)
+	s.kept, s.inode = true, inode{}
 	return s
 }
 
@@ -663,7 +731,9 @@ type deadlineListener interface {
 	SetDeadline(time.Time) error
 }
 
-// last is Accept after stop: it empties the queue and then says no.
+// last is Accept after stop: it empties the queue and then says no. That of a
+// socket which outlives the cluster it leaves to the next, which comes at once
+// if we are restarted: clients that never end would keep us from ending.
 func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if l.received != nil {
 		<-l.received
@@ -677,6 +747,9 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	l.covering.Wait()
 	if c := l.takeHanded(inner); c != nil {
 		return c, nil
+	}
+	if l.final && l.socket.kept {
+		from = nil // the queue is for whoever is given the socket next
 	}
 	for _, queued := range from {
 		for time.Now().Before(l.sweep) || queued == inner && l.turns.last() {

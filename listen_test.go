@@ -666,6 +666,111 @@ func TestStopWithoutSweepLeavesTheQueueToOthers(t *testing.T) {
 	}
 }
 
+// A socket that this process was given takes connections after it, and its
+// file stays.
+func TestGivenSocketOutlivesTheCluster(t *testing.T) {
+	for network, address := range map[string]string{"tcp": "127.0.0.1:0", "unix": filepath.Join(t.TempDir(), "s")} {
+		t.Run(network, func(t *testing.T) {
+			cleanUp(t)
+			theirs, err := net.Listen(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer theirs.Close()
+			theirs.(deadlineListener).SetDeadline(time.Now().Add(10 * time.Second))
+			f, err := theirs.(interface{ File() (*os.File, error) }).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			given, err := FileListener(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := given.(*listener)
+			if found, err := shared.find(given); err != nil || found != l || l.Addr().String() != theirs.Addr().String() {
+				t.Errorf("%v is %v in the set, %v", l.Addr(), found, err)
+			}
+			queued := mustDial(t, l.Addr())
+			l.socket.quiesce()
+			l.stop(time.Minute, time.Minute)
+			if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Accept: %v", err)
+			}
+			shared.close(true)
+			if c, err := theirs.Accept(); err != nil {
+				t.Errorf("queued: %v", err)
+			} else {
+				c.Close()
+			}
+			queued.Close()
+			done := make(chan error)
+			go func() {
+				c, err := theirs.Accept()
+				if err == nil {
+					c.Close()
+				}
+				done <- err
+			}()
+			c, err := net.DialTimeout(network, theirs.Addr().String(), 10*time.Second)
+			if err != nil {
+				t.Error(err)
+			} else {
+				c.Close()
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestGivenSocketMustBeOfItsKind(t *testing.T) {
+	cleanUp(t)
+	dir := t.TempDir()
+	file := func(conn any, err error) *os.File {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.(io.Closer).Close()
+		f, err := conn.(interface{ File() (*os.File, error) }).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	udp := file(net.ListenPacket("udp", "127.0.0.1:0"))
+	unixgram := file(net.ListenPacket("unixgram", filepath.Join(dir, "gram")))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	tcp := file(net.Dial("tcp", l.Addr().String()))
+	plain, err := os.Create(filepath.Join(dir, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	for _, f := range []*os.File{udp, unixgram, tcp, plain, file(net.Listen("unixpacket", filepath.Join(dir, "packet")))} {
+		if l, err := FileListener(f); err == nil {
+			t.Errorf("%v is a listener", l.Addr())
+		}
+	}
+	for _, f := range []*os.File{tcp, plain} {
+		if c, err := FilePacketConn(f); err == nil {
+			t.Errorf("%v is a packet connection", c.LocalAddr())
+		}
+	}
+	for _, f := range []*os.File{udp, unixgram} {
+		if _, err := FilePacketConn(f); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A neighbour has shut the socket down before the order to drain has come:
 // Accept waits for it, and then takes its share.
 func TestAcceptOfAQuietUnixSocketWaitsForTheOrder(t *testing.T) {

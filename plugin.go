@@ -81,6 +81,11 @@ type Hooks struct {
 	// master should know. It is given RestartTimeout.
 	Restarting func(v Values)
 
+	// Established is called in the new master when the old one has handed
+	// over and begins to drain: from here on it is the master. In one that
+	// has taken over from nobody it is not called: Listening is all.
+	Established func()
+
 	// Restart is called in the new master with those values when it is
 	// established and the old one is gone, with all its workers; or, if it
 	// is restarted itself before that, ahead of its own Restarting.
@@ -89,6 +94,12 @@ type Hooks struct {
 	// RestartFailed is called in the old master when the new one has not
 	// become ready, with the reason. Nothing has changed then.
 	RestartFailed func(err error)
+
+	// RestartingWorkers is called in the master when a rolling restart of
+	// all workers begins, and WorkersRestarted when it has ended, with what
+	// RestartWorkers returns. A call of Replace is none of them.
+	RestartingWorkers func()
+	WorkersRestarted  func(err error)
 
 	// Reopen is called in master and workers on SIGUSR1: open log files anew.
 	Reopen func()

@@ -536,6 +536,10 @@ func runFleet(server cluster.Server) {
 		},
 		RestartFailed: func(err error) { report("restart failed", nil, err.Error()) },
 	})
+	m.On(cluster.Hooks{
+		Established: func() { report("established", nil, "") },
+		Closing:     func() { report("successor", nil, strconv.Itoa(m.Successor())) },
+	})
 	m.On(cluster.Hooks{ // another plugin
 		Restarting: func(v cluster.Values) { v.Set("plugin", "of "+name) },
 		Restart: func(v cluster.Values) {
@@ -1693,6 +1697,34 @@ func (f *fleet) orphans() {
 	f.processes(n)
 	if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
 		f.t.Errorf("zombies: %q", f.zombies())
+	}
+}
+
+// The old master knows who has replaced it, the new one that it has, and a new
+// one that fails that it hasn't.
+func TestBothMastersKnowOfTheHandover(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1")
+	old := f.master
+	f.flip("v2,mode=serverpanic")
+	kill(t, old, syscall.SIGUSR2)
+	f.wait("restart failed")
+	f.upgrade("v3")
+	if e := f.wait("established"); e.Pid != f.master {
+		t.Errorf("master %d is established, want %d", e.Pid, f.master)
+	}
+	for _, e := range f.history("successor") {
+		switch {
+		case e.Pid == old && e.Text != strconv.Itoa(f.master), e.Pid != old && e.Text != "0":
+			t.Errorf("master %d is followed by %s; there were %d and %d", e.Pid, e.Text, old, f.master)
+		}
+	}
+	f.quit()
+	if e := f.waitFor("the end of the new one", func(e event) bool { return e.Name == "successor" && e.Pid == f.master }); e.Text != "0" {
+		t.Errorf("the last master is followed by %s", e.Text)
+	}
+	if n := len(f.history("established")); n != 1 {
+		t.Errorf("%d masters were established by a restart, want 1", n)
 	}
 }
 

@@ -88,6 +88,16 @@ func (m *Master) Restart(sig ...os.Signal) error {
 	return r.err
 }
 
+// Successor returns the process id of the master that this one has handed over
+// to, or 0. Where a master closes because it was replaced, it is known when
+// Hooks.Closing is called.
+func (m *Master) Successor() int {
+	if h := m.heir.Load(); h != nil {
+		return h.id
+	}
+	return 0
+}
+
 // runRestarts does the restarts that are asked for, one after the other.
 func (m *Master) runRestarts() {
 	for {
@@ -491,8 +501,8 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 	}
 	self.link.sendValue(frameReady, &dropped)
 	select {
-	case <-self.served:
-	case <-s.closing:
+	case <-self.served: // perhaps while it closes, because it was told to as soon as it was known
+	case <-s.ended:
 		return
 	}
 	shared.disown(shared.sockets(), false)
@@ -507,6 +517,11 @@ func (m *Master) takeOver(s *supervisor, f *forker) {
 		for _, w := range s.workers {
 			w.proc.serve()
 		}
+		m.hooks.fire(func(h *Hooks) { // before Closing, if that comes
+			if h.Established != nil {
+				h.Established()
+			}
+		})
 		return nil
 	})
 	close(m.established)

@@ -37,6 +37,12 @@ func unpark(fd int, packet bool) (any, error) {
 	return net.FileListener(f)
 }
 
+// listens reports whether fd is a socket that listens.
+func listens(fd int) bool {
+	n, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
+	return err == nil && n != 0
+}
+
 func closeFD(fd int) { unix.Close(fd) }
 
 // addrOf returns the local address of fd's socket.

@@ -32,6 +32,7 @@ type roll struct {
 	sig     os.Signal
 	todo    []*slot // not begun
 	busy    int     // successors that are starting
+	all     bool    // of all workers: hooks are told
 	err     error   // why it stopped early
 	waiters []chan error
 }
@@ -692,6 +693,7 @@ func (s *supervisor) restart(sig os.Signal, ids ...int) (<-chan error, error) {
 		r = &roll{}
 	}
 	r.sig = sig
+	r.all = r.all || len(ids) == 0
 	for _, sl := range slots {
 		if !slices.Contains(r.todo, sl) {
 			r.todo = append(r.todo, sl)
@@ -700,12 +702,24 @@ func (s *supervisor) restart(sig os.Signal, ids ...int) (<-chan error, error) {
 	done := make(chan error, 1)
 	r.waiters = append(r.waiters, done)
 	if s.rolling == nil {
-		s.rolling = r
-		s.startMore()
+		s.roll(r)
 	} else {
 		s.nextRoll = r
 	}
 	return done, nil
+}
+
+// roll begins a rolling restart.
+func (s *supervisor) roll(r *roll) {
+	s.rolling = r
+	if r.all {
+		s.fire(func(h *Hooks) {
+			if h.RestartingWorkers != nil {
+				h.RestartingWorkers()
+			}
+		})
+	}
+	s.startMore()
 }
 
 // rolled notes that w, if a rolling restart has started it, is ready, or why
@@ -737,12 +751,20 @@ func (s *supervisor) endRoll() {
 	if r == nil || r.busy > 0 || len(r.todo) > 0 {
 		return
 	}
+	if r.all {
+		s.fire(func(h *Hooks) {
+			if h.WorkersRestarted != nil {
+				h.WorkersRestarted(r.err)
+			}
+		})
+	}
 	for _, done := range r.waiters {
 		done <- r.err
 	}
-	s.rolling, s.nextRoll = s.nextRoll, nil
-	if s.rolling != nil {
-		s.startMore()
+	next := s.nextRoll
+	s.rolling, s.nextRoll = nil, nil
+	if next != nil {
+		s.roll(next)
 	}
 }
 

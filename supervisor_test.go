@@ -104,6 +104,9 @@ func (b *lab) recorder() Hooks {
 		WorkerRemoved:   func(w *Worker) { call("removed %d", w.ID) },
 		Kill:            func(sig os.Signal) { call("kill %v", sig) },
 		Message:         func(w *Worker, name string, data json.RawMessage) { call("message %d %s %s", w.ID, name, data) },
+
+		RestartingWorkers: func() { call("restarting workers") },
+		WorkersRestarted:  func(err error) { call("workers restarted %t", err == nil) },
 	}
 }
 
@@ -1193,6 +1196,35 @@ func TestRollingRestart(t *testing.T) {
 			t.Error(err)
 		}
 		b.serves("0.2")
+	})
+
+	roll("is told to hooks when it is one of all workers", 2, func(t *testing.T, b *lab) {
+		told := func(want ...string) {
+			t.Helper()
+			b.wait()
+			b.mu.Lock()
+			b.calls = slices.DeleteFunc(b.calls, func(call string) bool { return !strings.Contains(call, "restart") })
+			b.mu.Unlock()
+			b.called(want...)
+		}
+		b.lives(after(time.Second))
+		begin(func() error { return b.RestartWorkers() })
+		told("restarting workers")
+		begin(func() error { return b.RestartWorkers() })
+		told()
+		time.Sleep(time.Second)
+		told("workers restarted true", "restarting workers")
+		time.Sleep(time.Second)
+		told("workers restarted true")
+		replaced := begin(func() error { return b.Replace(1) })
+		time.Sleep(time.Second)
+		returned(t, replaced)
+		told()
+		b.lives(never)
+		begin(func() error { return b.RestartWorkers() })
+		told("restarting workers")
+		go b.process("0.4").die(failed, nil)
+		told("workers restarted false")
 	})
 
 	roll("is ended by a graceful shutdown", 3, func(t *testing.T, b *lab) {

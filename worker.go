@@ -70,6 +70,8 @@ type Worker struct {
 }
 
 // State returns the worker's state.
+//
+//go:noinline
 func (w *Worker) State() WorkerState { return WorkerState(w.state.Load()) }
 
 // Kill sends sig to the worker's process. It returns os.ErrProcessDone if

@@ -67,22 +67,3 @@ func parseMemory(s string) *Memory {
 	}
 	return &Memory{Free: free, Total: total}
 }
-
-// resident returns how many bytes of a process are in memory, or 0.
-func resident(pid int) uint64 {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
-	if err != nil {
-		return 0
-	}
-	return parseResident(string(b)) * uint64(os.Getpagesize())
-}
-
-// parseResident returns pages.
-func parseResident(s string) uint64 {
-	fields := strings.Fields(s)
-	if len(fields) < 2 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(fields[1], 10, 64)
-	return n
-}

@@ -38,19 +38,3 @@ func TestParseMemory(t *testing.T) {
 		}
 	}
 }
-
-func TestParseResident(t *testing.T) {
-	for _, test := range []struct {
-		file string
-		want uint64
-	}{
-		{"5000 321 200 1 0 300 0\n", 321},
-		{"5000", 0},
-		{"", 0},
-		{"a b c", 0},
-	} {
-		if got := parseResident(test.file); got != test.want {
-			t.Errorf("parseResident(%q) = %d, want %d", test.file, got, test.want)
-		}
-	}
-}

@@ -6,7 +6,6 @@ import "runtime"
 
 // Other systems tell these by other means.
 
-func osName() string          { return runtime.GOOS }
-func loadAverage() []float64  { return nil }
-func memory() *Memory         { return nil }
-func resident(pid int) uint64 { return 0 }
+func osName() string         { return runtime.GOOS }
+func loadAverage() []float64 { return nil }
+func memory() *Memory        { return nil }

@@ -38,6 +38,7 @@ import (
 	"time"
 
 	"github.com/gocluster/cluster"
+	"github.com/gocluster/cluster/internal/resident"
 )
 
 // Options are the options of New.
@@ -151,7 +152,7 @@ func read(m *cluster.Master) (Stats, map[int]counts) {
 		State:          m.State().String(),
 		Pid:            os.Getpid(),
 		MasterStarted:  processStarted,
-		MasterResident: resident(os.Getpid()),
+		MasterResident: resident.Of(os.Getpid()),
 		CPUs:           runtime.NumCPU(),
 		Load:           loadAverage(),
 		Memory:         memory(),
@@ -162,7 +163,7 @@ func read(m *cluster.Master) (Stats, map[int]counts) {
 	for _, w := range children {
 		b := live[w]
 		s.Workers = append(s.Workers, Worker{
-			ID: w.ID, Pid: w.Pid, State: w.State().String(), Started: w.Started, Resident: resident(w.Pid),
+			ID: w.ID, Pid: w.Pid, State: w.State().String(), Started: w.Started, Resident: resident.Of(w.Pid),
 			Active: b.Active, Connections: b.Connections, Requests: b.Requests,
 		})
 	}

@@ -5,6 +5,7 @@ package cluster
 import (
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -128,7 +130,45 @@ func TestFallbackSignals(t *testing.T) {
 			ended(t, m, served, tt.state)
 		})
 	}
+	t.Run("others", func(t *testing.T) {
+		cleanUp(t)
+		l := make(lines, 10)
+		reopened := make(chan struct{})
+		m := &Master{Addr: "127.0.0.1:0", Server: nothing(), ErrorLog: log.New(l, "", 0), Signals: map[os.Signal]Action{
+			syscall.SIGHUP: ActionReopen, os.Interrupt: ActionRestart,
+		}}
+		m.On(Hooks{Reopen: func() { close(reopened) }})
+		served := run(t, m)
+		for _, sig := range []os.Signal{syscall.SIGHUP, os.Interrupt} {
+			if err := self.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		late := time.After(30 * time.Second)
+		select {
+		case <-reopened:
+		case <-late:
+			t.Error("Reopen is not called")
+		}
+		select {
+		case line := <-l:
+			if !strings.Contains(line, "no worker processes") {
+				t.Errorf("logged: %s", line)
+			}
+		case <-late:
+			t.Error("nobody is told that there is no restart")
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+		ended(t, m, served, GracefulShutdown)
+	})
 }
+
+// lines get what is logged.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) { l <- string(b); return len(b), nil }
 
 // A stale socket file is replaced, one that is served is not, and the file is
 // gone at the end.

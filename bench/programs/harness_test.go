@@ -25,10 +25,11 @@ import (
 
 func TestMain(m *testing.M) { clustertest.Main(m, nil) }
 
-// A program is one of this directory's, running with two workers.
+// A program is one that is running.
 type program struct {
 	*clustertest.Program
-	former [][]int // the workers of every generation but the last
+	first  int        // the first process
+	former [][]string // the workers of every generation but the last, by their own ids
 }
 
 // start builds a program and runs it.
@@ -38,9 +39,16 @@ func start(t *testing.T, name string, args ...string) *program {
 	if out, err := exec.Command("go", "build", "-o", exe, "./"+name).CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	p := &program{Program: clustertest.Command(t, name)}
-	p.Cmd.Path, p.Cmd.Args = exe, append([]string{exe}, args...)
+	return run(t, append([]string{exe}, args...)...)
+}
+
+// run runs a command that is a program, or gives way to one.
+func run(t *testing.T, args ...string) *program {
+	t.Helper()
+	p := &program{Program: clustertest.Command(t, "")}
+	p.Cmd.Path, p.Cmd.Args = args[0], args
 	p.Start()
+	p.first = p.Pid()
 	return p
 }
 
@@ -52,7 +60,7 @@ func (p *program) address(network string) (addr string) {
 		table, _ := os.ReadFile("/proc/net/" + network)
 		for line := range strings.Lines(string(table)) {
 			fields := strings.Fields(line)
-			if _, port, ok := strings.Cut(fields[1], ":"); ok && slices.Contains(p.files(p.Pid()), "socket:["+fields[9]+"]") {
+			if _, port, ok := strings.Cut(fields[1], ":"); ok && slices.Contains(p.files(p.first), "socket:["+fields[9]+"]") {
 				n, _ := strconv.ParseUint(port, 16, 16)
 				addr = net.JoinHostPort("127.0.0.1", strconv.FormatUint(n, 10))
 				return true
@@ -95,16 +103,26 @@ func (p *program) processes() (masters, workers []int) {
 	return masters, workers
 }
 
+// ownIDs returns what processes have for their ids, in a namespace perhaps.
+func ownIDs(pids []int) (ids []string) {
+	for _, pid := range pids {
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		for line := range strings.Lines(string(status)) {
+			if fields := strings.Fields(line); fields[0] == "NSpid:" {
+				ids = append(ids, fields[len(fields)-1])
+			}
+		}
+	}
+	return ids
+}
+
 // replace sends sig to the first process and waits until none of the present
 // workers is left.
 func (p *program) replace(sig syscall.Signal) {
 	p.T.Helper()
 	_, old := p.processes()
-	if len(old) != 2 {
-		p.T.Fatalf("workers: %v", old)
-	}
-	p.former = append(p.former, old)
-	p.Signal(sig)
+	p.former = append(p.former, ownIDs(old))
+	p.Kill(p.first, sig)
 	if !clustertest.Eventually(clustertest.Patience, func() bool {
 		_, workers := p.processes()
 		return !slices.ContainsFunc(workers, func(pid int) bool { return slices.Contains(old, pid) })
@@ -187,8 +205,8 @@ func (l *load) end() int {
 		l.p.T.Errorf("%s: %v", l.name, err)
 	}
 	_, last := l.p.processes()
-	for _, workers := range append(l.p.former, last) {
-		if !slices.ContainsFunc(workers, func(pid int) bool { return l.answers[strconv.Itoa(pid)] > 0 }) {
+	for _, workers := range append(l.p.former, ownIDs(last)) {
+		if !slices.ContainsFunc(workers, func(id string) bool { return l.answers[id] > 0 }) {
 			l.p.T.Errorf("%s: no answer from the workers %v: %v", l.name, workers, l.answers)
 		}
 	}

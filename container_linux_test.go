@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+
+	"github.com/gocluster/cluster"
 )
 
 // confine has a shell prepare the mount namespace that the fleet runs in.
@@ -121,6 +123,35 @@ func TestOrphansOfVisitorsAreReaped(t *testing.T) {
 		if !eventually(patience, func() bool { return len(f.zombies()) == 0 }) {
 			t.Errorf("zombies: %q", f.zombies())
 		}
+	}
+	kill(t, pid, syscall.SIGQUIT)
+	f.end(0)
+}
+
+func init() {
+	commands["leave"] = func(m *cluster.Master, args []string) string {
+		return errText(exec.Command("sh", "-c", "sleep 0.1 &").Run())
+	}
+}
+
+// A process that the program itself has left behind in the first process is
+// not reaped, as the program may wait for it. It is in the way of no other.
+func TestOrphansOfTheProgramHideNoOthers(t *testing.T) {
+	t.Parallel()
+	nsenter := systemProgram(t, "nsenter")
+	f := newFleet(t, "v1", "workers=1")
+	pid := f.contain()
+	f.mustTell(f.master, "leave")
+	if !eventually(patience, func() bool { return len(f.zombies()) == 1 }) {
+		t.Fatalf("zombies: %q", f.zombies())
+	}
+	own := f.zombies()
+	cmd := exec.Command(nsenter, "-t", strconv.Itoa(pid), "-p", "setsid", "sh", "-c", "sleep 0.1 &")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if !eventually(patience, func() bool { return slices.Equal(f.zombies(), own) }) {
+		t.Errorf("zombies: %q, want %q", f.zombies(), own)
 	}
 	kill(t, pid, syscall.SIGQUIT)
 	f.end(0)

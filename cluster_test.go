@@ -68,10 +68,7 @@ func TestMain(m *testing.M) {
 		f()
 		os.Exit(0)
 	}
-	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
-		l.Close() // the runtime's poller has its descriptors now
-	}
-	before := clustertest.OpenFiles()
+	before := clustertest.Prepare()
 	code := m.Run()
 	if code == 0 {
 		code = checkMain(before)

@@ -102,8 +102,9 @@ a worker by themselves: in one that has them but no connection they are
 unset when it starts.
 
 The master binds every socket, keeps it open as long as it lives, and accepts
-from none. All workers accept from the same socket, and the kernel decides who
-is served by whom. [Listen] in a worker finds the inherited socket by network
+from none. All workers accept from the same socket: whoever is free takes the
+next connection, and of those that have nothing to do Linux wakes only the one
+that has waited longest. [Listen] in a worker finds the inherited socket by network
 and address, so that the same call works in every process. As the socket
 outlives each worker, connections wait in the kernel's queue while a worker is
 replaced, and are not refused. With Master.ReusePort every worker's slot has a

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -204,6 +203,7 @@ func (c *codec) int(p *int64) {
 	}
 }
 
+//go:noinline
 func (c *codec) bool(p *bool) {
 	v := int64(0)
 	if *p {
@@ -226,6 +226,7 @@ func (c *codec) bytes(p *[]byte) {
 	}
 }
 
+//go:noinline
 func (c *codec) string(p *string) {
 	b := []byte(*p)
 	c.bytes(&b)
@@ -272,7 +273,7 @@ type link struct {
 	wake    chan struct{} // capacity 1: the writer has something to do
 	flushed chan struct{} // closed when the writer has returned
 
-	mu     sync.Mutex // guards the following
+	mu     mutex // guards the following
 	queue  []frame
 	size   int
 	beat   []byte // the last frameBeat, or nil if it is sent: it goes before the queue, which may be long

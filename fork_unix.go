@@ -508,6 +508,7 @@ type childProcess struct {
 
 func (c *childProcess) pid() int { return c.id }
 
+//go:noinline
 func (c *childProcess) signal(sig os.Signal) error { return c.proc.Signal(sig) }
 
 func (c *childProcess) serve() error { return c.link.sendValue(frameServe, nil) }

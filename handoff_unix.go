@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -23,7 +22,7 @@ import (
 // No master relays anything, and what is in the queue survives the death of
 // both sides. The kernel keeps the order, and makes writers wait.
 type queue struct {
-	mu   sync.Mutex
+	mu   mutex
 	fds  [2]int // to read from, and to write to; -1 once it is open
 	r, w *net.UnixConn
 }

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"fmt"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -12,7 +11,7 @@ import (
 type hookQueue struct {
 	logf func(format string, args ...any)
 
-	mu      sync.Mutex // guards the following
+	mu      mutex // guards the following
 	hooks   []*Hooks
 	queue   []func(*Hooks)
 	running bool
@@ -116,9 +115,3 @@ func (q *hookQueue) flush(d time.Duration) {
 		q.idle.Wait()
 	}
 }
-
-// errorf is fmt.Errorf, which is inlined wherever it is called: as large as
-// the rest of some functions.
-//
-//go:noinline
-func errorf(format string, args ...any) error { return fmt.Errorf(format, args...) }

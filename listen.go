@@ -114,7 +114,7 @@ type socket struct {
 	ports            []int // those of the other slots, parked
 	inherited        bool  // and still somebody else's
 
-	mu      sync.Mutex
+	mu      mutex
 	claimed bool      // by a caller of Listen or ListenPacket, or by serve
 	fd      int       // parked, or -1
 	conn    any       // open, or nil
@@ -264,7 +264,7 @@ type socketSet struct {
 	conns counter         // of the connections accepted outside of a service
 	gate  <-chan struct{} // accept only when it is closed; nil: at once
 
-	mu   sync.Mutex
+	mu   mutex
 	list []*socket
 }
 
@@ -438,7 +438,7 @@ func (set *socketSet) drop() {
 type counter struct {
 	open, total atomic.Int64
 
-	mu   sync.Mutex
+	mu   mutex
 	zero chan struct{} // closed when open becomes 0; nil if nobody waits for it
 }
 
@@ -501,9 +501,10 @@ type listener struct {
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
 
-	receive  sync.Once                // starts receiving from the handoff queue
+	begin    sync.Once                // what the first Accept does, here:
+	turns    *turns                   // with other processes that accept from the socket; nil: all are woken
 	received chan struct{}            // closed when that has ended; nil if there is no queue
-	mu       sync.Mutex               // guards handed and covered
+	mu       mutex                    // guards handed and covered
 	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
 	any      atomic.Bool              // there are some
 	covered  map[int]deadlineListener // the sockets of other slots, which have nobody
@@ -529,7 +530,12 @@ func (l *listener) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	inner := conn.(deadlineListener)
-	l.receive.Do(func() { l.startReceiving(inner) })
+	l.begin.Do(func() {
+		if IsWorker() && !l.socket.apart {
+			l.turns = turnsFor(inner)
+		}
+		l.startReceiving(inner)
+	})
 	for {
 		if c := l.takeHanded(inner); c != nil {
 			return c, nil
@@ -539,7 +545,11 @@ func (l *listener) Accept() (net.Conn, error) {
 			return l.last(inner)
 		default:
 		}
+		if err := l.turns.begin(); err != nil {
+			return nil, l.error(shortage{err})
+		}
 		c, err := inner.Accept()
+		l.turns.end()
 		if err == nil {
 			return l.count(c, nil, false), nil
 		}
@@ -552,6 +562,9 @@ func (l *listener) Accept() (net.Conn, error) {
 		default:
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if scarce(err) {
+				err = l.error(shortage{err.(*net.OpError).Err})
+			}
 			return nil, err
 		}
 		l.mu.Lock()
@@ -590,7 +603,7 @@ func (l *listener) cover(slot, fd int) {
 			switch {
 			case err == nil:
 				l.hand(l.count(c, nil, false), inner)
-			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+			case scarce(err):
 				time.Sleep(100 * time.Millisecond)
 			default:
 				return
@@ -666,13 +679,13 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		return c, nil
 	}
 	for _, queued := range from {
-		for time.Now().Before(l.sweep) {
+		for time.Now().Before(l.sweep) || queued == inner && l.turns.last() {
 			c, err := acceptQueued(queued)
 			switch {
 			case err == nil:
 				return l.count(c, nil, false), nil
-			case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-				return nil, l.error(err) // the server tries again
+			case scarce(err):
+				return nil, l.error(shortage{err})
 			case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ECONNABORTED):
 				continue
 			}
@@ -683,8 +696,23 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	return nil, l.error(net.ErrClosed)
 }
 
+//go:noinline
 func (l *listener) error(err error) error {
 	return &net.OpError{Op: "accept", Net: l.socket.network, Addr: l.socket.addr, Err: err}
+}
+
+// A shortage is an error of Accept after which a server tries again. The net
+// package says so of descriptors alone, and memory comes back, too.
+type shortage struct{ error }
+
+func (shortage) Temporary() bool { return true }
+func (s shortage) Unwrap() error { return s.error }
+
+// scarce reports whether err is for the lack of something.
+//
+//go:noinline
+func scarce(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM) || errors.Is(err, syscall.ENOBUFS)
 }
 
 // closed closes this process's part of the socket.
@@ -741,9 +769,9 @@ func (l *listener) count(c net.Conn, unread []byte, handed bool) net.Conn {
 	l.conns.add()
 	switch c := c.(type) {
 	case *net.TCPConn:
-		return &tcpConn{TCPConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
+		return &tcpConn{TCPConn: *c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	case *net.UnixConn:
-		return &unixConn{UnixConn: c, accepted: accepted{l: l, unread: unread, handed: handed}}
+		return &unixConn{UnixConn: *c, accepted: accepted{l: l, unread: unread, handed: handed}}
 	}
 	panic("cluster: accepted a " + c.RemoteAddr().Network() + " connection")
 }
@@ -751,12 +779,12 @@ func (l *listener) count(c net.Conn, unread []byte, handed bool) net.Conn {
 // tcpConn and unixConn keep all that the net package's connections can do,
 // ReadFrom and WriteTo (sendfile, splice) included.
 type tcpConn struct {
-	*net.TCPConn
+	net.TCPConn
 	accepted
 }
 
 type unixConn struct {
-	*net.UnixConn
+	net.UnixConn
 	accepted
 }
 

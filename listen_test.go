@@ -11,6 +11,7 @@ import (
 	"io"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -995,9 +996,9 @@ func TestTCPServerNeedsAHandler(t *testing.T) {
 	}
 }
 
-// A flaky listener has no descriptors left, for a while.
+// A flaky listener lacks something, for a while.
 type flaky struct {
-	net.Listener
+	deadlineListener
 	err      error
 	failures int
 }
@@ -1007,26 +1008,50 @@ func (l *flaky) Accept() (net.Conn, error) {
 		l.failures--
 		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", l.err)}
 	}
-	return l.Listener.Accept()
+	return l.deadlineListener.Accept()
 }
 
-func TestTCPServerSurvivesAShortageOfDescriptors(t *testing.T) {
+// A server goes on with what it has, and accepts again later.
+func TestServersSurviveAShortage(t *testing.T) {
 	var text strings.Builder
 	log.SetOutput(&text)
 	defer log.SetOutput(os.Stderr)
-	for _, err := range []error{syscall.EMFILE, syscall.ENFILE} {
-		cleanUp(t)
-		s := &TCPServer{Handler: func(_ context.Context, c net.Conn) { io.WriteString(c, "hello") }}
-		l := mustListen(t, "tcp", "127.0.0.1:0")
-		served := make(chan error)
-		go func() { served <- s.Serve(&flaky{l, err, 3}) }()
-		if b, err := io.ReadAll(mustDial(t, l.Addr())); err != nil || string(b) != "hello" {
-			t.Errorf("got %q, %v", b, err)
+	for _, err := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS} {
+		for _, s := range []Server{
+			&TCPServer{Handler: func(_ context.Context, c net.Conn) { io.WriteString(c, "hello") }},
+			&http.Server{},
+		} {
+			cleanUp(t)
+			text.Reset()
+			l := mustListen(t, "tcp", "127.0.0.1:0")
+			inner, e := l.socket.open()
+			if e != nil {
+				t.Fatal(e)
+			}
+			l.socket.conn = &flaky{inner.(deadlineListener), err, 3}
+			served := make(chan error, 1)
+			go func() { served <- s.Serve(l) }()
+			c := mustDial(t, l.Addr())
+			io.WriteString(c, "GET / HTTP/1.0\r\n\r\n")
+			if b, err := io.ReadAll(c); len(b) == 0 { // what TCPServer doesn't read may reset it
+				t.Errorf("%T: no answer: %v", s, err)
+			}
+			s.Close()
+			<-served
+			said := 1
+			if _, ok := s.(*http.Server); ok {
+				said = 3 // it always does
+			}
+			if n := strings.Count(text.String(), err.Error()); n != said {
+				t.Errorf("%T: %v was said %d times: %s", s, err, n, text.String())
+			}
 		}
-		s.Close()
-		<-served
-		if n := strings.Count(text.String(), err.Error()); n != 1 {
-			t.Errorf("%v was said %d times: %s", err, n, text.String())
-		}
+	}
+}
+
+// What Accept returns of it when a draining worker takes what is queued.
+func TestShortageIsTemporary(t *testing.T) {
+	if err := (&listener{socket: new(socket)}).error(shortage{syscall.ENOMEM}); !errors.Is(err, syscall.ENOMEM) || !err.(net.Error).Temporary() {
+		t.Errorf("%v is for good", err)
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"reflect"
 	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -165,7 +164,7 @@ type Master struct {
 	// package's standard logger.
 	ErrorLog *log.Logger
 
-	mu      sync.Mutex // guards the following
+	mu      mutex // guards the following
 	begun   bool
 	errs    []error // mistakes in Set and the like
 	extra   []pair  // of Add

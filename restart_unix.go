@@ -207,7 +207,7 @@ type heir struct {
 	over    chan struct{} // closed when the last one is gone
 	master  atomic.Pointer[os.Process]
 	retired []*os.Process // masters before it that may not have been reaped
-	mu      sync.Mutex    // guards retired
+	mu      mutex         // guards retired
 }
 
 // startHeir starts a new master.

@@ -4,14 +4,19 @@ package cluster_test
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 )
+
+var reusePortRounds = flag.Int("reuseport", 3, "how many times the tests of ReusePort kill, remove, roll and restart")
 
 // startApart starts a fleet whose slots have sockets of their own.
 func startApart(t *testing.T, addr string, workers int) *fleet {
@@ -73,15 +78,18 @@ func TestReusePort(t *testing.T) {
 					t.Errorf("process %d has answered %d of 150 requests: %v", pid, count[pid], count)
 				}
 			}
-			suspend(t, workers[1])
-			queued := f.queue(60)
-			kill(t, workers[1], syscall.SIGKILL)
-			f.wait("killed", 1)
-			if count := f.answers(queued); count[workers[1]] > 0 {
-				t.Errorf("answers of a process that was stopped: %v", count)
+			for range *reusePortRounds {
+				stopped := f.workers()[1]
+				suspend(t, stopped)
+				queued := f.queue(60)
+				kill(t, stopped, syscall.SIGKILL)
+				f.wait("killed", 1)
+				if count := f.answers(queued); count[stopped] > 0 {
+					t.Errorf("answers of a process that was stopped: %v", count)
+				}
+				f.wait("connected", 1)
+				f.answeredBy(3)
 			}
-			f.wait("connected", 1)
-			f.answeredBy(3)
 			f.quit()
 		})
 	}
@@ -93,7 +101,7 @@ func TestReusePortRemove(t *testing.T) {
 	t.Parallel()
 	f := startApart(t, "127.0.0.1:0", 4)
 	load := f.load()
-	for range 5 {
+	for range *reusePortRounds {
 		f.mustTell(f.master, "remove 3")
 		f.waitN(3, "killed")
 		f.answeredBy(1)
@@ -108,7 +116,7 @@ func TestReusePortLosesNothing(t *testing.T) {
 	t.Parallel()
 	f := startApart(t, "127.0.0.1:0", 3)
 	load := f.load()
-	for i := range 5 {
+	for i := range *reusePortRounds {
 		load.more(20)
 		f.mustTell(f.master, "restartworkers")
 		f.mustTell(f.master, "remove 1")
@@ -177,4 +185,61 @@ func TestReusePortNeedsATCPAddress(t *testing.T) {
 		}
 		p.end(1)
 	}
+}
+
+// Of several idle workers each new connection wakes one, the one that has
+// waited longest.
+func TestWorkersAcceptInTurn(t *testing.T) {
+	t.Parallel()
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			addr := "addr=127.0.0.1:0"
+			if network == "unix" {
+				addr = "addr=unix:socket"
+			}
+			const workers, each = 4, 50
+			f := startFleet(t, fmt.Sprintf("v1,workers=%d", workers), addr)
+			count := make(map[int]int)
+			for range workers * each {
+				for pid, n := range f.answers(f.queue(1)) {
+					count[pid] += n
+				}
+			}
+			if len(count) < workers {
+				t.Fatalf("answers by %v, want %d workers", count, workers)
+			}
+			for pid, n := range count {
+				if n < each/2 || n > each*2 {
+					t.Errorf("worker %d answered %d of %d requests: %v", pid, n, workers*each, count)
+				}
+				if !eventually(patience, func() bool { return inTurn(t, pid) }) {
+					t.Errorf("worker %d is woken for every connection", pid)
+				}
+			}
+			f.quit()
+		})
+	}
+}
+
+// inTurn reports whether the process has a socket for which epoll wakes it
+// alone.
+func inTurn(t *testing.T, pid int) bool {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fdinfo/", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		info, _ := os.ReadFile(dir + e.Name())
+		for line := range strings.Lines(string(info)) {
+			var fd int
+			var events uint32
+			if n, _ := fmt.Sscanf(line, "tfd: %d events: %x", &fd, &events); n == 2 && events&(1<<28) != 0 {
+				return true
+			}
+		}
+	}
+	return false
 }

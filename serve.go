@@ -204,6 +204,8 @@ func (sv *service) accepted(ctx context.Context) bool {
 }
 
 // servers returns every server once.
+//
+//go:noinline
 func (sv *service) servers() (list []Server) {
 	seen := make(map[Server]bool)
 	for _, p := range sv.pairs {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -37,7 +36,7 @@ type TCPServer struct {
 	// what it is doing and return. A panic in it ends the worker.
 	Handler func(ctx context.Context, c net.Conn)
 
-	mu        sync.Mutex // guards the following
+	mu        mutex // guards the following
 	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[net.Conn]struct{}

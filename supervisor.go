@@ -467,6 +467,7 @@ func (s *supervisor) refill(sl *slot, delay time.Duration) {
 	s.start(sl, nil)
 }
 
+//go:noinline
 func (sl *slot) stopRetry() {
 	if sl.retry != nil {
 		sl.retry.Stop()

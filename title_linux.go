@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"unsafe"
 )
 
@@ -14,7 +13,7 @@ import (
 // lies the environment, which Go has copied: the kernel reads on into it if
 // the arguments' last byte isn't zero.
 var title struct {
-	mu   sync.Mutex
+	mu   mutex
 	mem  []byte
 	args int // so much of it is the arguments'
 }

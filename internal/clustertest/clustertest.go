@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -47,10 +48,7 @@ func Main(m *testing.M, programs map[string]func()) {
 		f()
 		os.Exit(0)
 	}
-	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
-		l.Close() // the runtime's poller has its descriptors now
-	}
-	before := OpenFiles()
+	before := Prepare()
 	code := m.Run()
 	if code == 0 {
 		for _, complaint := range Leaks(before) {
@@ -61,8 +59,23 @@ func Main(m *testing.M, programs map[string]func()) {
 	os.Exit(code)
 }
 
+// Prepare is for TestMain, before the tests run. It returns what Leaks needs.
+func Prepare() (before []string) {
+	// What is ignored, under nohup or in the background of a script, would be
+	// so in every program that a test starts.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
+	if l, err := net.Listen("tcp", "127.0.0.1:0"); err == nil {
+		l.Close() // the runtime's poller has its descriptors now
+	}
+	return OpenFiles()
+}
+
 // Leaks tells what goroutines and open files tests have left behind. before
-// is what OpenFiles returned before them.
+// is what Prepare returned.
 func Leaks(before []string) (complaints []string) {
 	var goroutines, files []string
 	Eventually(5*time.Second, func() bool {

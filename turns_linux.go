@@ -1,0 +1,118 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// turns has this process wait for connections in turn with the others that
+// have the same listening socket. Go's poller has the kernel wake all of them
+// for every connection, of which one finds it and the rest have worked for
+// nothing. Of those that wait with EPOLLEXCLUSIVE the kernel wakes one, the
+// one that has waited longest.
+//
+// Package net can't ask for that. So the poller's own registration of the
+// socket, which the kernel tells in /proc, is withdrawn, and made again with
+// that flag while somebody is in Accept. Whoever is not must not be woken: the
+// connection would wait for it, while others have time. Where any of this
+// can't be had, turns is nil, and all are woken as ever.
+type turns struct {
+	conn        syscall.RawConn // of the socket
+	join, leave func(fd uintptr)
+	err         error        // of join
+	mu          mutex        // guards err and waiting
+	waiting     int          // how many are in Accept
+	unclaimed   atomic.Int32 // how many connections may still be taken after the last turn
+}
+
+// turnsFor returns the turns for a listening socket in Go's poller.
+func turnsFor(l syscall.Conn) *turns {
+	rc, err := l.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	t := &turns{conn: rc}
+	rc.Control(func(fd uintptr) {
+		poller, data := registration(int(fd))
+		if poller < 0 {
+			return
+		}
+		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLEXCLUSIVE}
+		var b [8]byte
+		binary.NativeEndian.PutUint64(b[:], data)
+		event.Fd = int32(binary.NativeEndian.Uint32(b[:4]))
+		event.Pad = int32(binary.NativeEndian.Uint32(b[4:]))
+		t.join = func(fd uintptr) { t.err = unix.EpollCtl(poller, unix.EPOLL_CTL_ADD, int(fd), &event) }
+		t.leave = func(fd uintptr) { unix.EpollCtl(poller, unix.EPOLL_CTL_DEL, int(fd), nil) }
+		t.leave(fd)
+	})
+	if t.join == nil {
+		return nil
+	}
+	t.unclaimed.Store(16)
+	return t
+}
+
+// registration returns the epoll descriptor that fd is registered with, and
+// what it is told with fd's events; or -1.
+func registration(fd int) (poller int, data uint64) {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if kind, _ := os.Readlink("/proc/self/fd/" + e.Name()); kind != "anon_inode:[eventpoll]" {
+			continue
+		}
+		info, _ := os.ReadFile("/proc/self/fdinfo/" + e.Name())
+		for line := range strings.Lines(string(info)) {
+			// tfd: 5 events: 8000201f data: 7f8a8c3d5b080001 ...
+			f := strings.Fields(line)
+			if len(f) < 6 || f[0] != "tfd:" || f[1] != strconv.Itoa(fd) || f[4] != "data:" {
+				continue
+			}
+			poller, err := strconv.Atoi(e.Name())
+			data, err2 := strconv.ParseUint(f[5], 16, 64)
+			if err == nil && err2 == nil {
+				return poller, data
+			}
+		}
+	}
+	return -1, 0
+}
+
+// begin is called before somebody waits in Accept, and end after that.
+func (t *turns) begin() error {
+	if t == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waiting == 0 {
+		t.err = nil
+		t.conn.Control(t.join)
+		if t.err != nil {
+			return os.NewSyscallError("epoll_ctl", t.err)
+		}
+	}
+	t.waiting++
+	return nil
+}
+
+func (t *turns) end() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.waiting--; t.waiting == 0 {
+		t.conn.Control(t.leave)
+	}
+}
+
+// last reports whether a process that accepts no more should look for one
+// connection more: it may have been woken for one, and nobody else.
+func (t *turns) last() bool { return t != nil && t.unclaimed.Add(-1) >= 0 }

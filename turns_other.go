@@ -1,0 +1,14 @@
+//go:build !linux
+
+package cluster
+
+import "syscall"
+
+// turns are not to be had here: all who wait are woken for every connection.
+type turns struct{}
+
+func turnsFor(syscall.Conn) *turns { return nil }
+
+func (*turns) begin() error { return nil }
+func (*turns) end()         {}
+func (*turns) last() bool   { return false }

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !cluster_nofork
 
 package cluster
 
@@ -405,7 +405,7 @@ func (m *Master) obey(sv *service) {
 				parse(f.payload, &o)
 				drain(o)
 			case frameReopen:
-				m.fireReopen()
+				m.hooks.fire(fireReopen)
 			case frameMessage:
 				var msg message
 				if parse(f.payload, &msg) == nil {
@@ -423,19 +423,11 @@ func (m *Master) obey(sv *service) {
 			case ActionDestroy:
 				os.Exit(128 + int(sig.(syscall.Signal)))
 			case ActionReopen:
-				m.fireReopen()
+				m.hooks.fire(fireReopen)
 			}
 		case <-gone:
 			gone = nil
 			drain(drainOrder{Last: true, orphan: true})
 		}
 	}
-}
-
-func (m *Master) fireReopen() {
-	m.hooks.fire(func(h *Hooks) {
-		if h.Reopen != nil {
-			h.Reopen()
-		}
-	})
 }

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !cluster_nofork
 
 package cluster_test
 
@@ -26,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/internal/clustertest"
@@ -875,10 +877,11 @@ type info struct {
 func infoText() string {
 	i := info{
 		Worker: cluster.IsWorker(), Args: os.Args, Files: clustertest.OpenFiles(),
-		Pid: os.Getpid(), Ppid: os.Getppid(), Pgid: syscall.Getpgrp(),
+		Pid: os.Getpid(), Ppid: os.Getppid(),
 		Uid: os.Getuid(), Gid: os.Getgid(), GOMAXPROCS: runtime.GOMAXPROCS(0), Goroutines: runtime.NumGoroutine(),
 	}
 	i.Dir, _ = os.Getwd()
+	i.Pgid, _ = unix.Getpgid(0) // illumos has no Getpgrp
 	i.Groups, _ = os.Getgroups()
 	for _, kv := range os.Environ() {
 		if strings.HasPrefix(kv, "CLUSTER_") || strings.HasPrefix(kv, "GOMAXPROCS") {

@@ -158,12 +158,14 @@ refusing anybody.
 
 # Other systems
 
-All this holds on Linux. macOS and the BSDs differ in details: ps shows no
-titles, @abstract addresses don't exist, and a connection that arrives just as
-the last workers drain may be reset.
+All this holds on Linux, and is tested there. macOS, the BSDs and illumos
+differ in details: ps shows no titles, @abstract addresses don't exist, and a
+connection that arrives just as the last workers drain may be reset. For them
+the package is built and vetted, but not run.
 
 Where a process can't fork, as on Windows, the calling process serves, just as
 with Master.Inline: there are no workers to be replaced, and os.Interrupt and
-SIGTERM shut down hard.
+SIGTERM shut down hard. The build tag cluster_nofork has it so on any system;
+AIX needs it. Plan 9 and WebAssembly are not supported.
 */
 package cluster

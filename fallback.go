@@ -1,4 +1,4 @@
-//go:build !unix
+//go:build !unix || cluster_nofork
 
 package cluster
 
@@ -66,6 +66,10 @@ func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 				go m.Destroy()
 			case ActionClose:
 				go m.Close()
+			case ActionReopen:
+				m.hooks.fire(fireReopen)
+			case ActionRestart, ActionRestartWorkers, ActionSpawn, ActionRemove:
+				m.logf("%v: %v does nothing", errNoFork, sig)
 			}
 		}
 	}()

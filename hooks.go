@@ -92,6 +92,12 @@ func fireDrained(h *Hooks) {
 	}
 }
 
+func fireReopen(h *Hooks) {
+	if h.Reopen != nil {
+		h.Reopen()
+	}
+}
+
 // flush waits until all hooks have been called, but no longer than d.
 func (q *hookQueue) flush(d time.Duration) {
 	q.mu.Lock()

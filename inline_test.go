@@ -1,5 +1,3 @@
-//go:build unix
-
 package cluster
 
 import (
@@ -11,6 +9,26 @@ import (
 	"strings"
 	"testing"
 )
+
+// cleanUp closes what a test has left in this process's set of sockets.
+func cleanUp(t testing.TB) {
+	shared.close(true)
+	patience := bindPatience
+	bindPatience = 0
+	t.Cleanup(func() {
+		shared.close(true)
+		bindPatience = patience
+	})
+}
+
+func mustListen(t testing.TB, network, address string) *listener {
+	t.Helper()
+	l, err := Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.(*listener)
+}
 
 func TestInlineServesUntilItIsClosed(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {

@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !cluster_nofork
 
 package cluster
 
@@ -25,26 +25,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// cleanUp closes what a test has left in this process's set of sockets.
-func cleanUp(t testing.TB) {
-	shared.close(true)
-	patience := bindPatience
-	bindPatience = 0
-	t.Cleanup(func() {
-		shared.close(true)
-		bindPatience = patience
-	})
-}
-
-func mustListen(t testing.TB, network, address string) *listener {
-	t.Helper()
-	l, err := Listen(network, address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l.(*listener)
-}
 
 func mustDial(t testing.TB, addr net.Addr) net.Conn {
 	t.Helper()

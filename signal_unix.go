@@ -1,4 +1,4 @@
-//go:build unix
+//go:build unix && !cluster_nofork
 
 package cluster
 
@@ -99,7 +99,7 @@ func (m *Master) act(a Action) {
 			return s.shrink(1, syscall.SIGQUIT)
 		}))
 	case ActionReopen:
-		m.fireReopen()
+		m.hooks.fire(fireReopen)
 		var once sync.Once
 		m.hooks.fire(func(*Hooks) { once.Do(m.reopenWorkers) }) // after the hooks: they may open Stdout anew
 	}

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/internal/clustertest"
 	"github.com/gocluster/cluster/pidfiles"
@@ -448,7 +450,7 @@ func TestStale(t *testing.T) {
 	t.Run("pipe", func(t *testing.T) {
 		t.Parallel()
 		s := command(t)
-		if err := errors.Join(os.MkdirAll(s.pids, 0o755), syscall.Mkfifo(filepath.Join(s.pids, "master.pid"), 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(s.pids, 0o755), unix.Mkfifo(filepath.Join(s.pids, "master.pid"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 		s.Start()

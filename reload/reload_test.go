@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/internal/clustertest"
 	"github.com/gocluster/cluster/reload"
@@ -308,7 +310,7 @@ func TestFiles(t *testing.T) {
 	}
 	spawned := 1 + 8
 
-	s.must(syscall.Mkfifo(filepath.Join(s.Dir, "data/pipe"), 0o644))
+	s.must(unix.Mkfifo(filepath.Join(s.Dir, "data/pipe"), 0o644))
 	s.must(os.Mkdir(filepath.Join(s.Dir, "data/empty"), 0o755))
 	for _, dir := range []string{"node_modules", ".git", "vendor", "testdata", "logs", "pids"} {
 		s.write("data/"+dir+"/file", "22")

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocluster/cluster"
 	"github.com/gocluster/cluster/internal/clustertest"
 )
@@ -312,7 +314,7 @@ func TestListenInTheWay(t *testing.T) {
 		"file":      func(path string) error { return os.WriteFile(path, []byte("precious"), 0o644) },
 		"directory": func(path string) error { return os.Mkdir(path, 0o755) },
 		"link":      func(path string) error { return os.Symlink("nowhere", path) },
-		"pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"pipe":      func(path string) error { return unix.Mkfifo(path, 0o600) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(dir, name)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -108,6 +109,7 @@ func (b *bench) all(match *regexp.Regexp) (err error) {
 	defer os.RemoveAll(b.dir)
 	os.Chmod(b.dir, 0o755) // nginx's workers are somebody else
 	build := exec.Command("go", "build", "-o", b.dir+"/", "./servers/...")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // the same whether there is a C compiler or not
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("building the servers (in the bench directory?): %w", err)
@@ -131,7 +133,7 @@ func (b *bench) all(match *regexp.Regexp) (err error) {
 				}
 				select {
 				case <-interrupted:
-					return fmt.Errorf("interrupted")
+					return errors.New("interrupted")
 				default:
 				}
 				values, err := e.measure(b, s)

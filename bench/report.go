@@ -7,6 +7,7 @@ import (
 	"debug/buildinfo"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"math"
 	"os"
@@ -126,24 +127,25 @@ type row struct {
 func (r *report) rows() (rows []row) {
 	for _, x := range r.Outcomes {
 		for _, f := range x.figures {
-			base := f.lines[0]
+			base, best := f.lines[0], math.Inf(1) // the best of those without a goal
+			for _, l := range f.lines {
+				if value, ok := cellOf(metricOf(x.values[l.side], l.metric)); ok && l.goal == "" {
+					best = min(best, value.median)
+				}
+			}
 			name := f.name
 			if f.unit != "" {
 				name += ", " + f.unit
 			}
 			for i, l := range f.lines {
-				var values, ratios []float64
+				var ratios []float64
 				for round, m := range x.values[l.side] {
-					v, ok := m[l.metric]
-					if !ok {
-						continue
-					}
-					values = append(values, v)
-					if of := x.values[base.side]; round < len(of) && of[round][base.metric] > 0 {
+					of := x.values[base.side]
+					if v, ok := m[l.metric]; ok && round < len(of) && of[round][base.metric] > 0 {
 						ratios = append(ratios, v/of[round][base.metric])
 					}
 				}
-				value, ok := cellOf(values)
+				value, ok := cellOf(metricOf(x.values[l.side], l.metric))
 				if !ok {
 					continue
 				}
@@ -159,7 +161,7 @@ func (r *report) rows() (rows []row) {
 						row.ratio = "1"
 					}
 				}
-				row.goal = judge(l.goal, decides)
+				row.goal = judge(l.goal, decides, best)
 				rows = append(rows, row)
 			}
 		}
@@ -167,13 +169,26 @@ func (r *report) rows() (rows []row) {
 	return rows
 }
 
-// judge says whether a goal is met.
-func judge(goal string, got float64) string {
-	op, number, ok := strings.Cut(goal, " ")
-	if !ok {
-		return ""
+// metricOf returns what the rounds have given.
+func metricOf(rounds []metrics, name string) (list []float64) {
+	for _, m := range rounds {
+		if v, ok := m[name]; ok {
+			list = append(list, v)
+		}
 	}
+	return list
+}
+
+// judge says whether a goal is met. The others have best at best.
+func judge(goal string, got, best float64) string {
+	op, number, _ := strings.Cut(goal, " ")
 	bound, _ := strconv.ParseFloat(number, 64)
+	switch goal {
+	case "":
+		return ""
+	case "least":
+		op, bound = "≤", best
+	}
 	// What the table shows decides: two digits after the point.
 	got = math.Round(got*100) / 100
 	if op == "≥" && got >= bound || op == "≤" && got <= bound {
@@ -318,7 +333,7 @@ func (r *report) plot(w io.Writer) error {
 		}
 		fmt.Fprintf(&b, "\n"+`<polyline points="%s" fill="none" stroke="#222" stroke-width="0.7"/>`+"\n", line.String())
 		fmt.Fprintf(&b, `<text x="%g" y="%g" font-weight="bold">%s, %s: %d failed</text><text x="%g" y="%g" text-anchor="end">%.1f s</text>`+"\n",
-			left, y0-5, t.Experiment, t.Side, failed, left+width, y0+height+13, end)
+			left, y0-5, t.Experiment, html.EscapeString(t.Side), failed, left+width, y0+height+13, end)
 	}
 	_, err := fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%g" height="%g" font-family="sans-serif" font-size="11">
 <rect width="100%%" height="100%%" fill="#fff"/>

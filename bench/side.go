@@ -183,6 +183,14 @@ func (s *server) ask() (pid int, err error) {
 // children returns the processes under the one that was started.
 func (s *server) children() []int { return children(s.cmd.Process.Pid) }
 
+// cpu returns the CPU time of all its processes.
+func (s *server) cpu() (d time.Duration) {
+	for _, pid := range append(s.children(), s.cmd.Process.Pid) {
+		d += cpu(pid)
+	}
+	return d
+}
+
 // stop ends it, with all its processes.
 func (s *server) stop() {
 	s.cmd.Process.Signal(syscall.SIGTERM)

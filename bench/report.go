@@ -321,17 +321,18 @@ func (r *report) plot(w io.Writer) error {
 		for _, at := range t.Restarts {
 			fmt.Fprintf(&b, `<path d="M%.1f %gv%g" stroke="#999" stroke-dasharray="3 2"/>`+"\n", x(at), y0, height)
 		}
-		var line strings.Builder
+		var line, dots strings.Builder
 		for _, s := range t.Slices {
 			if s.Answers > 0 {
-				fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="1.2" fill="#47a"/>`, x(s.At), y(s.Worst))
+				fmt.Fprintf(&dots, "M%.1f %.1fh0", x(s.At), y(s.Worst))
 				fmt.Fprintf(&line, " %.1f,%.1f", x(s.At), y(s.P50))
 			}
 			if failed += s.Failed; s.Failed > 0 {
 				fmt.Fprintf(&b, `<path d="M%.1f %gv8" stroke="#d00" stroke-width="2"/>`, x(s.At), y0)
 			}
 		}
-		fmt.Fprintf(&b, "\n"+`<polyline points="%s" fill="none" stroke="#222" stroke-width="0.7"/>`+"\n", line.String())
+		fmt.Fprintf(&b, `<path d="%s" stroke="#47a" stroke-width="2.4" stroke-linecap="round"/>`+"\n", dots.String())
+		fmt.Fprintf(&b, `<polyline points="%s" fill="none" stroke="#222" stroke-width="0.7"/>`+"\n", line.String())
 		fmt.Fprintf(&b, `<text x="%g" y="%g" font-weight="bold">%s, %s: %d failed</text><text x="%g" y="%g" text-anchor="end">%.1f s</text>`+"\n",
 			left, y0-5, t.Experiment, html.EscapeString(t.Side), failed, left+width, y0+height+13, end)
 	}

@@ -44,7 +44,7 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 0, "rounds (default 5)")
 	flag.DurationVar(&b.duration, "d", 0, "duration of a turn under load (default 2s)")
 	flag.BoolVar(&b.short, "short", false, "one short round: do the programs work?")
-	verbose := flag.Bool("v", false, "show what the servers say, and each turn")
+	verbose := flag.Bool("v", false, "show what the servers say")
 	markdown := flag.Bool("markdown", false, "print the table as Markdown")
 	jsonFile := flag.String("json", "", "write all that was measured to `file`")
 	svgFile := flag.String("svg", "", "plot latency over time, across restarts, to `file`")
@@ -64,8 +64,11 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	b.rounds = cmp.Or(b.rounds, map[bool]int{true: 1, false: 5}[b.short])
-	b.duration = cmp.Or(b.duration, map[bool]time.Duration{true: 200 * time.Millisecond, false: 2 * time.Second}[b.short])
+	rounds, duration := 5, 2*time.Second
+	if b.short {
+		rounds, duration = 1, 200*time.Millisecond
+	}
+	b.rounds, b.duration = cmp.Or(b.rounds, rounds), cmp.Or(b.duration, duration)
 	if *verbose {
 		b.stderr = os.Stderr
 	}

@@ -49,6 +49,7 @@ var (
 	nethttp = side{name: "net/http, one process", program: "nethttp", single: true}
 	shared  = side{name: "cluster", program: "cluster", restart: syscall.SIGUSR2}
 	apart   = side{name: "cluster, ReusePort", program: "cluster", args: []string{"-reuseport"}}
+	raw     = side{name: "cluster", program: "cluster", args: []string{"-tcp"}}
 	rolling = side{name: "cluster, rolling", program: "cluster", restart: syscall.SIGHUP}
 	keeping = side{name: "cluster, handoff", program: "cluster", args: []string{"-handoff"}, restart: syscall.SIGUSR2}
 
@@ -137,11 +138,11 @@ func experiments() []experiment {
 				ratios("p50, 2 ms of CPU for each request, 8 workers, CPUs half used", "ms", "p50", nethttp.name, shared.name, apart.name),
 			}},
 		{"death", "a worker dies of SIGKILL",
-			with(1, nil, shared), death, []figure{
+			with(1, nil, raw), death, []figure{
 				{"SIGKILL of the only worker", "ms", []line{
-					{shared.name, "fork and exec to main", ""},
-					{shared.name, "SIGKILL to the end of the process", ""},
-					{shared.name, "SIGKILL to the successor's answer", "≤ 1.3"},
+					{raw.name, "fork and exec to main", ""},
+					{raw.name, "SIGKILL to the end of the process", ""},
+					{raw.name, "SIGKILL to the successor's answer", "≤ 1.3"},
 				}, false},
 			}},
 		restart("restart-keep-alive", "64 connections that are kept", load{Conns: 64}),

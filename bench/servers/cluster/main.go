@@ -1,4 +1,5 @@
-// Cluster is the same server of net/http under a Master.
+// Cluster is the same server of net/http under a Master, or one that needs no
+// net/http.
 package main
 
 import (
@@ -13,6 +14,7 @@ import (
 
 func main() {
 	keep := flag.Bool("handoff", false, "hand idle connections over")
+	tcp := flag.Bool("tcp", false, "answer without net/http")
 	heartbeat := flag.Duration("heartbeat", 0, "Master.Heartbeat")
 	hello.Parse()
 	hs := &http.Server{Handler: http.HandlerFunc(hello.Handler)}
@@ -25,6 +27,9 @@ func main() {
 	}
 	if *keep {
 		m.Server = handoff.Server(hs)
+	}
+	if *tcp {
+		m.Server = &cluster.TCPServer{Handler: hello.Conn}
 	}
 	if err := m.ListenAndServe(nil); err != nil {
 		log.Fatal(err)

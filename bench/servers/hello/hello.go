@@ -3,7 +3,10 @@
 package hello
 
 import (
+	"context"
 	"flag"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -63,4 +66,11 @@ func Handler(w http.ResponseWriter, r *http.Request) {
 	h["X-Pid"] = []string{Pid}
 	h["Content-Type"] = []string{"text/plain"}
 	w.Write([]byte(Body))
+}
+
+// Conn answers one request with Body, whatever it is.
+func Conn(_ context.Context, c net.Conn) {
+	if _, err := c.Read(make([]byte, 1024)); err == nil {
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 12\r\nX-Pid: "+Pid+"\r\n\r\n"+Body)
+	}
 }

@@ -370,11 +370,15 @@ func (m *Master) nowReady(sv *service) {
 	}
 }
 
-// beat gives a sign of life three times per Heartbeat.
+// beat gives a sign of life three times per Heartbeat. All workers do it at
+// the same times, so that the master is woken once for many of them, not by
+// each.
 func (m *Master) beat(sv *service) {
-	t := time.NewTicker(m.heartbeat() / 3)
+	every := m.heartbeat() / 3
+	time.Sleep(time.Until(time.Now().Truncate(every).Add(every)))
+	t := time.NewTicker(every)
 	defer t.Stop()
-	for range t.C {
+	for ; ; <-t.C {
 		if m.Alive != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), m.heartbeat())
 			err := cmp.Or(m.Alive(ctx), ctx.Err())

@@ -144,6 +144,47 @@ func TestHungWorkerIsReplaced(t *testing.T) {
 	}
 }
 
+// A worker of this helper tells how late its signs of life are.
+var _ = helper("beats", func() {
+	m := newMaster()
+	m.Alive = func(context.Context) error {
+		now := time.Now()
+		report("alive", nil, fmt.Sprint(os.Getpid(), " ", int64(now.Sub(now.Truncate(beatsEvery)))))
+		return nil
+	}
+	m.Server = &http.Server{Handler: handler}
+	finish(m.ListenAndServe(listen(0)))
+})
+
+const beatsEvery = 200 * time.Millisecond
+
+// Workers give their signs of life at the same times, whenever they were
+// started, so that the master sleeps in between.
+func TestSignsOfLifeCoincide(t *testing.T) {
+	t.Parallel()
+	p := start(t, "beats", "workers=2", "heartbeat="+(3*beatsEvery).String())
+	least := make(map[int]time.Duration)
+	for range 3 {
+		for _, e := range p.waitN(12, "alive") {
+			var pid int
+			var late time.Duration
+			if _, err := fmt.Sscan(e.Text, &pid, (*int64)(&late)); err != nil {
+				t.Fatal(e, err)
+			}
+			if d, ok := least[pid]; !ok || late < d {
+				least[pid] = late
+			}
+		}
+		p.signal(syscall.SIGHUP)
+	}
+	for pid, d := range least {
+		if d > beatsEvery/8 {
+			t.Errorf("worker %d: %v late at least; all: %v", pid, d, least)
+		}
+	}
+	p.quit()
+}
+
 // A pause has time pass for some, or for all, of the processes of a cluster.
 type pause struct {
 	name  string

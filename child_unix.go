@@ -371,11 +371,11 @@ func (m *Master) nowReady(sv *service) {
 }
 
 // beat gives a sign of life three times per Heartbeat. All workers do it at
-// the same times, so that the master is woken once for many of them, not by
-// each.
+// the same times, those of the clock on the wall, so that the master is woken
+// once for many of them, not by each.
 func (m *Master) beat(sv *service) {
 	every := m.heartbeat() / 3
-	time.Sleep(time.Until(time.Now().Truncate(every).Add(every)))
+	time.Sleep(every - time.Since(time.Unix(1, 0))%every)
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for ; ; <-t.C {

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -100,9 +101,11 @@ func TestPromisesAreTested(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob("*_test.go")
-	if err != nil {
+	more, err2 := filepath.Glob("*/*_test.go")
+	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
+	files = append(files, more...)
 	var tests strings.Builder
 	for _, file := range files {
 		b, err := os.ReadFile(file)

@@ -133,3 +133,36 @@ func TestPromisesAreTested(t *testing.T) {
 		}
 	}
 }
+
+// What README.md says that we have and others may not is shown by tests that
+// exist.
+func TestComparisonIsTested(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "## Beside others")
+	_, table, _ = strings.Cut(table, "|---")
+	link := regexp.MustCompile(`\]\(([a-z0-9_/]+_test\.go) "(Test[A-Za-z0-9]+)"\)`)
+	rows := 0
+	for _, row := range strings.Split(table, "\n|")[1:] {
+		rows++
+		name, ours, _ := strings.Cut(row, "|")
+		ours, _, _ = strings.Cut(ours, "|")
+		links := link.FindAllStringSubmatch(ours, -1)
+		if len(links) == 0 {
+			t.Errorf("no test is linked for%s:%s", name, ours)
+		}
+		for _, l := range links {
+			b, err := os.ReadFile(l[1])
+			if err != nil {
+				t.Error(err)
+			} else if !strings.Contains(string(b), "func "+l[2]+"(") {
+				t.Errorf("there is no %s in %s", l[2], l[1])
+			}
+		}
+	}
+	if rows == 0 {
+		t.Error("there is no table")
+	}
+}

@@ -1,3 +1,5 @@
+//go:build !cluster_nofork
+
 package cluster_test
 
 import (

@@ -82,11 +82,18 @@ func (m *Master) watchSignals(<-chan struct{}) (stop func()) {
 // Sockets are never parked, and their queues can't be looked into.
 func park(any) (int, error)         { return -1, errNoFork }
 func unpark(int, bool) (any, error) { return nil, errNoFork }
-func listens(int) bool              { return true }
 func closeFD(int)                   {}
 func stopArrivals(string, int)      {}
 
 func acceptQueued(net.Listener) (net.Conn, error) { return nil, errNoFork }
+
+// fileConn returns the net.Listener or net.PacketConn for the socket that f is.
+func fileConn(f *os.File, packet bool) (any, error) {
+	if packet {
+		return net.FilePacketConn(f)
+	}
+	return net.FileListener(f)
+}
 
 // unlinkStale removes a unix socket that nobody serves.
 func unlinkStale(network, path string) bool {

@@ -208,6 +208,46 @@ func TestFallbackUnixSocket(t *testing.T) {
 }
 
 // An abstract cluster's work is done in the calling process.
+func TestFallbackGivenSockets(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("package net has no files of sockets there")
+	}
+	path := filepath.Join(t.TempDir(), "socket")
+	theirs, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer theirs.Close()
+	f, err := theirs.(*net.UnixListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if c, err := FilePacketConn(f); err == nil {
+		c.Close()
+		t.Error("a stream socket is one for packets")
+	}
+	l, err := FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Master{Server: nothing()}
+	m.On(Hooks{Listening: func() {
+		if c, err := net.Dial("unix", path); err != nil {
+			t.Error(err)
+		} else {
+			c.Close()
+		}
+		go m.Close()
+	}})
+	if err := m.ListenAndServe(l); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFallbackAbstract(t *testing.T) {
 	cleanUp(t)
 	conn, err := ListenPacket("udp", "127.0.0.1:0")

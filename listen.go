@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -130,18 +129,7 @@ func given(f *os.File, packet bool) (conn any, err error) {
 	if self.worker || self.old != 0 {
 		return nil, errors.New("cluster: the process that was started first is given files; use Listen or ListenPacket")
 	}
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := rc.Control(func(fd uintptr) {
-		if packet || listens(int(fd)) {
-			conn, err = unpark(int(fd), packet)
-		} else {
-			err = &net.OpError{Op: "file", Err: errors.New("not a listening socket")}
-		}
-	})
-	return conn, cmp.Or(cerr, err)
+	return fileConn(f, packet)
 }
 
 // splitAddr parses a Master's Addr into what Listen takes.

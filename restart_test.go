@@ -521,7 +521,7 @@ func runFleet(server cluster.Server) {
 		Restarting: func(v cluster.Values) {
 			report("restarting", nil, "")
 			switch once := shy; once {
-			case "hookpanic":
+			case "hookpanic", "slowtotell":
 				shy = ""
 				panic("not today")
 			case "hookslow":
@@ -534,7 +534,12 @@ func runFleet(server cluster.Server) {
 			v.Get("generation", &generation)
 			generation++
 		},
-		RestartFailed: func(err error) { report("restart failed", nil, err.Error()) },
+		RestartFailed: func(err error) {
+			if mode() == "slowtotell" {
+				time.Sleep(300 * time.Millisecond)
+			}
+			report("restart failed", nil, err.Error())
+		},
 	})
 	m.On(cluster.Hooks{
 		Established: func() { report("established", nil, "") },
@@ -692,6 +697,27 @@ func TestRestartingHookCanFailTheRestart(t *testing.T) {
 		f.wantVersion("v2")
 		f.quit()
 	}
+}
+
+// Hooks are told of one restart after the other, however soon that is.
+func TestRestartFailedComesBeforeTheNextRestarting(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1,mode=slowtotell", "workers=1")
+	f.flip("v2")
+	if f.tell(f.master, "restart") == "" {
+		t.Fatal("the first restart has not failed")
+	}
+	f.mustTell(f.master, "restart")
+	f.next()
+	var order []string
+	for _, e := range f.history("restarting", "restart failed") {
+		order = append(order, e.Name)
+	}
+	if got := strings.Join(order, ", "); got != "restarting, restart failed, restarting" {
+		t.Errorf("hooks were called in the order %s", got)
+	}
+	f.wantVersion("v2")
+	f.quit()
 }
 
 func TestEnvironmentDirectoryAndArgumentsCarryOver(t *testing.T) {

@@ -34,7 +34,7 @@ type generation struct {
 	forker      *forker
 	stopSignals func()
 	established chan struct{} // closed when this is the master, and its workers serve
-	restarted   chan struct{} // closed when the Restart hooks have been called
+	restarted   chan struct{} // closed when the last Restart or RestartFailed hooks have been called
 	tellRestart sync.Once
 
 	heir   atomic.Pointer[heir] // of a master that has been replaced
@@ -111,7 +111,8 @@ func (m *Master) runRestarts() {
 			h.forward(syscall.SIGUSR2)
 		} else if r.err = m.restart(r.sig); r.err != nil && !errors.Is(r.err, ErrNotRunning) {
 			err := r.err
-			m.hooks.fire(func(h *Hooks) {
+			m.restarted = make(chan struct{})
+			m.fireRestarted(func(h *Hooks) {
 				if h.RestartFailed != nil {
 					h.RestartFailed(err)
 				}
@@ -551,16 +552,22 @@ func (m *Master) fireRestart() {
 		return
 	}
 	m.tellRestart.Do(func() {
-		m.hooks.fire(func(h *Hooks) {
+		m.fireRestarted(func(h *Hooks) {
 			if h.Restart != nil {
 				h.Restart(self.settings.Values)
 			}
 		})
-		m.hooks.fire(func(*Hooks) {
-			if !isClosedChan(m.restarted) {
-				close(m.restarted)
-			}
-		})
+	})
+}
+
+// fireRestarted is fire for hooks that come before the next Restarting.
+func (m *Master) fireRestarted(f func(*Hooks)) {
+	restarted := m.restarted
+	m.hooks.fire(f)
+	m.hooks.fire(func(*Hooks) {
+		if !isClosedChan(restarted) {
+			close(restarted)
+		}
 	})
 }
 

@@ -279,9 +279,10 @@ func (m *Master) fireStart() error {
 
 // bounded calls f with all hooks, for those that somebody waits for: it
 // returns the first error, a panic being one, and waits for RestartTimeout
-// at most, and not when closing is closed.
+// at most, and not when closing is closed. None is called after that.
 func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) error) error {
-	done := make(chan error, 1)
+	done, over := make(chan error, 1), make(chan struct{})
+	defer close(over)
 	go func() {
 		defer func() {
 			if v := recover(); v != nil {
@@ -290,6 +291,9 @@ func (m *Master) bounded(name string, closing <-chan struct{}, f func(*Hooks) er
 			}
 		}()
 		for _, h := range m.hooks.all() {
+			if isClosedChan(over) {
+				return
+			}
 			if err := f(h); err != nil {
 				done <- err
 				return

@@ -3,6 +3,8 @@
 package cluster
 
 import (
+	"cmp"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -35,6 +37,22 @@ func unpark(fd int, packet bool) (any, error) {
 		return net.FilePacketConn(f)
 	}
 	return net.FileListener(f)
+}
+
+// fileConn returns the net.Listener or net.PacketConn for the socket that f is.
+func fileConn(f *os.File, packet bool) (conn any, err error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := rc.Control(func(fd uintptr) {
+		if packet || listens(int(fd)) {
+			conn, err = unpark(int(fd), packet)
+		} else {
+			err = &net.OpError{Op: "file", Err: errors.New("not a listening socket")}
+		}
+	})
+	return conn, cmp.Or(cerr, err)
 }
 
 // listens reports whether fd is a socket that listens.

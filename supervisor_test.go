@@ -1687,6 +1687,25 @@ func TestFlushWaitsForHooksButNotForEver(t *testing.T) {
 	})
 }
 
+// Whoever gave up waiting has told of it, and what a later hook did then would
+// never be undone.
+func TestNoHookIsCalledWhenNobodyWaitsAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &Master{RestartTimeout: time.Minute}
+		release, called := make(chan struct{}), false
+		m.On(Hooks{Restarting: func(Values) { <-release }})
+		m.On(Hooks{Restarting: func(Values) { called = true }})
+		if err := m.bounded("Restarting", nil, func(h *Hooks) error { h.Restarting(nil); return nil }); err == nil {
+			t.Error("no error after a minute")
+		}
+		close(release)
+		synctest.Wait()
+		if called {
+			t.Error("a hook was called after that")
+		}
+	})
+}
+
 func TestSlotsWithoutAReadyWorkerAreCovered(t *testing.T) {
 	inLab(t, 3, func(t *testing.T, b *lab) {
 		b.s.apart, b.s.covers = true, make([]*Worker, 1)

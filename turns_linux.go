@@ -45,6 +45,9 @@ func turnsFor(l syscall.Conn) *turns {
 		if poller < 0 {
 			return
 		}
+		if unix.EpollCtl(poller, unix.EPOLL_CTL_DEL, int(fd), nil) != nil {
+			return // it is that of another file, which has had the same number
+		}
 		event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET | unix.EPOLLEXCLUSIVE}
 		var b [8]byte
 		binary.NativeEndian.PutUint64(b[:], data)
@@ -52,7 +55,6 @@ func turnsFor(l syscall.Conn) *turns {
 		event.Pad = int32(binary.NativeEndian.Uint32(b[4:]))
 		t.join = func(fd uintptr) { t.err = unix.EpollCtl(poller, unix.EPOLL_CTL_ADD, int(fd), &event) }
 		t.leave = func(fd uintptr) { unix.EpollCtl(poller, unix.EPOLL_CTL_DEL, int(fd), nil) }
-		t.leave(fd)
 	})
 	if t.join == nil {
 		return nil

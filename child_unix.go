@@ -379,6 +379,7 @@ func (m *Master) beat(sv *service) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for ; ; <-t.C {
+		shared.look()
 		if m.Alive != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), m.heartbeat())
 			err := cmp.Or(m.Alive(ctx), ctx.Err())

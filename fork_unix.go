@@ -370,6 +370,8 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 
 // apart returns the number of the socket that slots have one of their own
 // beside, or -1.
+//
+//go:noinline
 func (f *forker) apart() int {
 	return slices.IndexFunc(f.sockets, func(s *socket) bool { return s.apart || len(s.ports) > 0 })
 }
@@ -514,6 +516,7 @@ func (c *childProcess) pid() int { return c.id }
 //go:noinline
 func (c *childProcess) signal(sig os.Signal) error { return c.proc.Signal(sig) }
 
+//go:noinline
 func (c *childProcess) serve() error { return c.link.sendValue(frameServe, nil) }
 
 // serveLink hands out what the child tells. Bad input ends the connection,

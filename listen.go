@@ -90,8 +90,8 @@ func ListenPacket(network, address string) (net.PacketConn, error) {
 // FileListener is net.FileListener for a socket that listens already, and that
 // this process was given by whoever has started it, as by systemd's socket
 // activation. In its workers, and in new masters, Listen returns it for the
-// network and the address that the listener's Addr has; there FileListener is
-// an error.
+// network and the address that the listener's Addr has, and FileListener
+// returns an error.
 //
 // The socket stays whose it is: it takes connections when the cluster has shut
 // down, for the next process that is given it, and the file of a unix socket
@@ -109,7 +109,8 @@ func FileListener(f *os.File) (net.Listener, error) {
 	return shared.keep(l.Addr(), l).listener(), nil
 }
 
-// FilePacketConn is FileListener for a datagram socket, and ListenPacket.
+// FilePacketConn is FileListener for a datagram socket, which ListenPacket
+// then returns in workers and new masters.
 func FilePacketConn(f *os.File) (net.PacketConn, error) {
 	conn, err := given(f, true)
 	if err != nil {
@@ -439,6 +440,15 @@ func (set *socketSet) sockets() []*socket {
 	return slices.Clone(set.list)
 }
 
+// look has every Accept look again for a connection.
+func (set *socketSet) look() {
+	for _, s := range set.sockets() {
+		if !isPacket(s.network) {
+			s.listener().turns.Load().wait(0)
+		}
+	}
+}
+
 // close closes all sockets and empties the set. With remove, the files of
 // unix sockets go too, but for those that are still somebody else's: nobody
 // serves them any more.
@@ -558,7 +568,7 @@ type listener struct {
 	stopOnce sync.Once
 
 	begin    sync.Once                // what the first Accept does, here:
-	turns    *turns                   // with other processes that accept from the socket; nil: all are woken
+	turns    atomic.Pointer[turns]    // with other processes that accept from the socket; nil: all are woken
 	received chan struct{}            // closed when that has ended; nil if there is no queue
 	mu       mutex                    // guards handed and covered
 	handed   []net.Conn               // from the queue, or from a socket that is covered, for Accept
@@ -588,7 +598,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	inner := conn.(deadlineListener)
 	l.begin.Do(func() {
 		if IsWorker() && !l.socket.apart {
-			l.turns = turnsFor(inner)
+			l.turns.Store(turnsFor(inner))
 		}
 		l.startReceiving(inner)
 	})
@@ -601,11 +611,12 @@ func (l *listener) Accept() (net.Conn, error) {
 			return l.last(inner)
 		default:
 		}
-		if err := l.turns.begin(); err != nil {
+		turns := l.turns.Load()
+		if err := turns.wait(1); err != nil {
 			return nil, l.error(shortage{err})
 		}
 		c, err := inner.Accept()
-		l.turns.end()
+		turns.wait(-1)
 		if err == nil {
 			return l.count(c, nil, false), nil
 		}
@@ -740,7 +751,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 		from = nil // the queue is for whoever is given the socket next
 	}
 	for _, queued := range from {
-		for time.Now().Before(l.sweep) || queued == inner && l.turns.last() {
+		for time.Now().Before(l.sweep) || queued == inner && l.turns.Load().last() {
 			c, err := acceptQueued(queued)
 			switch {
 			case err == nil:

@@ -399,6 +399,7 @@ func (s *supervisor) nowHung(w *Worker) {
 	s.refill(s.leave(w), 0)
 }
 
+//go:noinline
 func (s *supervisor) timedOut(w *Worker, after time.Duration) {
 	s.fire(func(h *Hooks) {
 		if h.WorkerTimeout != nil {
@@ -431,6 +432,7 @@ func (s *supervisor) within(w *Worker, d time.Duration) {
 	w.timer = time.AfterFunc(d, func() { s.post(event{kind: workerLate, w: w}) })
 }
 
+//go:noinline
 func (w *Worker) stopTimer() {
 	if w.timer != nil {
 		w.timer.Stop()

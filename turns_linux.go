@@ -24,13 +24,18 @@ import (
 // that flag while somebody is in Accept. Whoever is not must not be woken: the
 // connection would wait for it, while others have time. Where any of this
 // can't be had, turns is nil, and all are woken as ever.
+//
+// One that is woken and dies before it accepts, say, leaves its connection to
+// whoever registers next: its successor, or somebody who accepts another one,
+// or gives a sign of life, and does so anew for that.
 type turns struct {
 	conn        syscall.RawConn // of the socket
 	join, leave func(fd uintptr)
-	err         error        // of join
-	mu          mutex        // guards err and waiting
-	waiting     int          // how many are in Accept
 	unclaimed   atomic.Int32 // how many connections may still be taken after the last turn
+
+	mu      mutex // guards the following
+	waiting int   // how many are in Accept
+	err     error // of join
 }
 
 // turnsFor returns the turns for a listening socket in Go's poller.
@@ -40,6 +45,7 @@ func turnsFor(l syscall.Conn) *turns {
 		return nil
 	}
 	t := &turns{conn: rc}
+	ok := false
 	rc.Control(func(fd uintptr) {
 		poller, data := registration(int(fd))
 		if poller < 0 {
@@ -55,8 +61,15 @@ func turnsFor(l syscall.Conn) *turns {
 		event.Pad = int32(binary.NativeEndian.Uint32(b[4:]))
 		t.join = func(fd uintptr) { t.err = unix.EpollCtl(poller, unix.EPOLL_CTL_ADD, int(fd), &event) }
 		t.leave = func(fd uintptr) { unix.EpollCtl(poller, unix.EPOLL_CTL_DEL, int(fd), nil) }
+		if t.join(fd); t.err == nil {
+			ok = true
+			t.leave(fd)
+			return
+		}
+		event.Events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET // as the runtime has it
+		t.join(fd)
 	})
-	if t.join == nil {
+	if !ok {
 		return nil
 	}
 	t.unclaimed.Store(16)
@@ -72,15 +85,11 @@ func registration(fd int) (poller int, data uint64) {
 			continue
 		}
 		info, _ := os.ReadFile("/proc/self/fdinfo/" + e.Name())
-		for line := range strings.Lines(string(info)) {
+		for _, line := range strings.Split(string(info), "\n") {
 			// tfd: 5 events: 8000201f data: 7f8a8c3d5b080001 ...
-			f := strings.Fields(line)
-			if len(f) < 6 || f[0] != "tfd:" || f[1] != strconv.Itoa(fd) || f[4] != "data:" {
-				continue
-			}
-			poller, err := strconv.Atoi(e.Name())
-			data, err2 := strconv.ParseUint(f[5], 16, 64)
-			if err == nil && err2 == nil {
+			if f := strings.Fields(line); len(f) > 5 && f[1] == strconv.Itoa(fd) && f[4] == "data:" {
+				poller, _ = strconv.Atoi(e.Name())
+				data, _ = strconv.ParseUint(f[5], 16, 64)
 				return poller, data
 			}
 		}
@@ -88,33 +97,26 @@ func registration(fd int) (poller int, data uint64) {
 	return -1, 0
 }
 
-// begin is called before somebody waits in Accept, and end after that.
-func (t *turns) begin() error {
+// wait is called with 1 before somebody waits in Accept, with -1 after that,
+// and with 0 now and then, to look for what this process may not have been
+// woken for.
+func (t *turns) wait(n int) error {
 	if t == nil {
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.waiting == 0 {
-		t.err = nil
-		t.conn.Control(t.join)
-		if t.err != nil {
-			return os.NewSyscallError("epoll_ctl", t.err)
-		}
-	}
-	t.waiting++
-	return nil
-}
-
-func (t *turns) end() {
-	if t == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.waiting--; t.waiting == 0 {
+	if t.waiting > 0 {
 		t.conn.Control(t.leave)
 	}
+	t.err = nil
+	if t.waiting += n; t.waiting > 0 {
+		t.conn.Control(t.join)
+	}
+	if t.err != nil && n > 0 {
+		t.waiting--
+	}
+	return os.NewSyscallError("epoll_ctl", t.err)
 }
 
 // last reports whether a process that accepts no more should look for one

@@ -23,12 +23,12 @@ func inTurns(t *testing.T, network string) (*listener, int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.begin.Do(func() { l.turns = turnsFor(conn.(deadlineListener)) })
-	if l.turns == nil {
+	l.begin.Do(func() { l.turns.Store(turnsFor(conn.(deadlineListener))) })
+	if l.turns.Load() == nil {
 		t.Fatal("the registration of the socket was not found")
 	}
 	fd := -1
-	l.turns.conn.Control(func(n uintptr) { fd = int(n) })
+	l.turns.Load().conn.Control(func(n uintptr) { fd = int(n) })
 	return l, fd
 }
 
@@ -82,6 +82,39 @@ func TestLastTurnIsTaken(t *testing.T) {
 		c.Close()
 		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: %v, want net.ErrClosed", network, err)
+		}
+	}
+}
+
+// A connection that nobody was woken for, as who was has died, is found when
+// somebody looks again.
+func TestLookFindsAConnection(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		l, fd := inTurns(t, network)
+		accepted := make(chan error, 1)
+		go func() {
+			c, err := l.Accept()
+			if err == nil {
+				c.Close()
+			}
+			accepted <- err
+		}()
+		for poller := -1; poller < 0; time.Sleep(time.Millisecond) {
+			poller, _ = registration(fd)
+		}
+		turns := l.turns.Load()
+		turns.mu.Lock()
+		turns.conn.Control(turns.leave) // who is not registered is not woken
+		turns.mu.Unlock()
+		mustDial(t, l.Addr())
+		select {
+		case err := <-accepted:
+			t.Errorf("%s: accepted: %v", network, err)
+		case <-time.After(20 * time.Millisecond):
+			shared.look()
+			if err := <-accepted; err != nil {
+				t.Errorf("%s: %v", network, err)
+			}
 		}
 	}
 }

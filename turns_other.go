@@ -9,6 +9,5 @@ type turns struct{}
 
 func turnsFor(syscall.Conn) *turns { return nil }
 
-func (*turns) begin() error { return nil }
-func (*turns) end()         {}
-func (*turns) last() bool   { return false }
+func (*turns) wait(int) error { return nil }
+func (*turns) last() bool     { return false }

@@ -47,9 +47,7 @@ func reapOrphans() {
 		}
 		for _, pid := range dead {
 			if group, _ := syscall.Getpgid(pid); slices.Contains(last, pid) && group > 0 && group != syscall.Getpgrp() {
-				for n := 1; n > 0; {
-					n, _ = syscall.Wait4(-group, nil, syscall.WNOHANG, nil)
-				}
+				syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 			}
 		}
 		last = dead

@@ -32,7 +32,7 @@ func TestChaos(t *testing.T) {
 	t.Parallel()
 	rng := newChance(t, fmt.Sprint("-run Chaos -chaos ", *chaosTime))
 	f := fleetOf(t, "chaos", "v1", "workers=2", "heartbeat=2s", "timeout=10s", "listen=tcp 127.0.0.1:0", "listen=unix app.sock").launch()
-	x := &chaos{fleet: f, t: t, rng: rng, want: 2, version: 1, killed: make(map[int]string), hung: make(map[int]bool)}
+	x := &chaos{fleet: f, t: t, rng: rng, want: 2, version: 1, killed: make(map[int]string), dead: make(map[int]bool), hung: make(map[int]bool)}
 	x.crowd = newCrowd(f, rng, 6)
 	x.group, _ = memoryGroup(t, 64<<20)
 	x.step(restart) // a first and a second master hold some things that later ones don't
@@ -49,8 +49,8 @@ func TestChaos(t *testing.T) {
 	old, oldWorker := f.masterInfo(f.master), f.info()
 	x.step(deed{"Restart", func(x *chaos) func() { return x.restart(x.want) }})
 	f.quiet()
-	f.steady("a master after a while, a new one", old.counts(), func() info { return f.masterInfo(f.master) })
-	f.steady("a worker after a while, a new one", oldWorker.counts(), f.info)
+	f.steady("a master after a while, a new one", old, func() info { return f.masterInfo(f.master) })
+	f.steady("a worker after a while, a new one", oldWorker, f.info)
 	f.quit()
 	t.Logf("%d steps, %d restarts and %d that had to fail; %d requests answered, %d failed with the process that had them, %d more as these were killed; the number of workers was right after %v at most",
 		x.steps, x.restarts, x.failed, x.crowd.answered.Load(), x.excused, x.unowned, x.slowest.Round(time.Millisecond))
@@ -77,7 +77,8 @@ type chaos struct {
 	want    int            // workers
 	version int            // of the program
 	next    int            // restarts that have not been followed yet
-	killed  map[int]string // processes that have been, and how
+	killed  map[int]string // processes that have been, in this step, and how; later there are others with their numbers
+	dead    map[int]bool   // the same in all steps
 	hung    map[int]bool   // those of them that are for the master to find
 	workers []event        // before this step
 	violent bool           // this step kills
@@ -201,7 +202,7 @@ func (x *chaos) leak(group string) (wait func()) {
 		x.t.Fatal(err)
 	}
 	pid, _ := strconv.Atoi(resp.Header.Get("Pid"))
-	x.violent, x.killed[pid] = true, "leak"
+	x.note(pid, "leak")
 	return func() {
 		if group == "" {
 			x.waitFor("its exception", func(e event) bool { return e.Name == "exception" && e.Pid == pid })
@@ -240,8 +241,13 @@ func (x *chaos) children(state string) (list []event) {
 func (x *chaos) one() event { return x.workers[x.rng.IntN(len(x.workers))] }
 
 func (x *chaos) kill(pid int, sig syscall.Signal) {
-	x.violent, x.killed[pid] = true, sig.String()
+	x.note(pid, sig.String())
 	syscall.Kill(pid, sig)
+}
+
+// note notes that a process is about to be killed.
+func (x *chaos) note(pid int, how string) {
+	x.violent, x.killed[pid], x.dead[pid] = true, how, true
 }
 
 // died waits until the master has noticed.
@@ -254,6 +260,7 @@ func (x *chaos) died(pid int) {
 func (x *chaos) step(what ...deed) {
 	x.t.Helper()
 	x.steps++
+	clear(x.killed)
 	x.workers, x.violent, x.double = x.children("ready"), false, len(what) > 1
 	var names []string
 	var waits []func()
@@ -365,7 +372,7 @@ func (x *chaos) autopsy() {
 		served[e.pid] = true
 	}
 	for _, e := range x.history("killed", "timeout", "exception") {
-		switch _, killed := x.killed[e.Pid]; {
+		switch killed := x.dead[e.Pid]; {
 		case !served[e.Pid] || killed && (x.hung[e.Pid] || e.Name != "timeout"):
 		case e.Name == "killed" && e.Text == "exit status 0":
 		default:

@@ -2,6 +2,7 @@ package systemd
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -202,7 +203,7 @@ func (g *given) open(f *os.File) error {
 	}
 	var perr error
 	if g.c, perr = cluster.FilePacketConn(f); perr != nil {
-		return err
+		return errors.Join(err, perr)
 	}
 	return nil
 }

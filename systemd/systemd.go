@@ -47,11 +47,13 @@ MAINPID is not told, and the manager must listen to all processes
 (NotifyAccess=all).
 
 Master.Timeout limits how long a shutdown takes, and Master.RestartTimeout a
-restart: TimeoutStopSec and TimeoutStartSec need not be longer.
+restart. TimeoutStopSec and TimeoutStartSec need not be as long, but ten
+seconds, for both are extended only when they have gone on for some time, and
+the first start is not.
 
 The variables $NOTIFY_SOCKET, $WATCHDOG_USEC and $WATCHDOG_PID are taken from
-the master's environment: workers, and other programs that the master starts,
-don't have them and can't notify.
+the master's environment, but for the time of a restart: workers, and other
+programs that the master starts, don't have them and can't notify.
 
 # Reload
 

@@ -120,11 +120,11 @@ type Master struct {
 
 	// ReusePort gives every worker slot a listening socket of its own for
 	// Addr, which must be a TCP address. The kernel then decides at once
-	// which worker a connection is for, and wakes no other: with many
-	// workers more connections can be accepted. The price is that a
-	// connection waits for its own worker, however busy that is, where
-	// from the one socket that workers share otherwise anybody takes it.
-	// Only Linux has it; elsewhere it does nothing.
+	// which worker a connection is for, so that they spread evenly. The
+	// price is that a connection waits for its own worker, however busy
+	// that is, where from the one socket that workers share otherwise
+	// whoever is free takes it. Only Linux has it; elsewhere it does
+	// nothing.
 	//
 	// The master holds all the sockets. When a slot has no ready worker,
 	// another accepts from its socket, so that nothing is lost.

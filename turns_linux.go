@@ -47,8 +47,8 @@ func turnsFor(l syscall.Conn) *turns {
 	t := &turns{conn: rc}
 	ok := false
 	rc.Control(func(fd uintptr) {
-		poller, data := registration(int(fd))
-		if poller < 0 {
+		poller, events, data := registration(int(fd))
+		if events != runtimeEvents {
 			return
 		}
 		if unix.EpollCtl(poller, unix.EPOLL_CTL_DEL, int(fd), nil) != nil {
@@ -76,9 +76,14 @@ func turnsFor(l syscall.Conn) *turns {
 	return t
 }
 
-// registration returns the epoll descriptor that fd is registered with, and
-// what it is told with fd's events; or -1.
-func registration(fd int) (poller int, data uint64) {
+// runtimeEvents are those that the runtime registers a socket with: EPOLLIN,
+// EPOLLOUT, EPOLLRDHUP and EPOLLET, to which the kernel adds EPOLLERR and
+// EPOLLHUP. A runtime that does otherwise is left alone.
+const runtimeEvents = "8000201d"
+
+// registration returns the epoll descriptor that fd is registered with, or -1,
+// the events, and what it is told with them.
+func registration(fd int) (poller int, events string, data uint64) {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
 		if kind, _ := os.Readlink("/proc/self/fd/" + e.Name()); kind != "anon_inode:[eventpoll]" {
@@ -86,15 +91,15 @@ func registration(fd int) (poller int, data uint64) {
 		}
 		info, _ := os.ReadFile("/proc/self/fdinfo/" + e.Name())
 		for _, line := range strings.Split(string(info), "\n") {
-			// tfd: 5 events: 8000201f data: 7f8a8c3d5b080001 ...
+			// tfd: 5 events: 8000201d data: 7f8a8c3d5b080001 ...
 			if f := strings.Fields(line); len(f) > 5 && f[1] == strconv.Itoa(fd) && f[4] == "data:" {
 				poller, _ = strconv.Atoi(e.Name())
 				data, _ = strconv.ParseUint(f[5], 16, 64)
-				return poller, data
+				return poller, f[3], data
 			}
 		}
 	}
-	return -1, 0
+	return -1, "", 0
 }
 
 // wait is called with 1 before somebody waits in Accept, with -1 after that,

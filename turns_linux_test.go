@@ -37,7 +37,7 @@ func TestOnlyAcceptTakesATurn(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		l, fd := inTurns(t, network)
 		registered := func() bool {
-			poller, _ := registration(fd)
+			poller, _, _ := registration(fd)
 			return poller >= 0
 		}
 		for range 3 {
@@ -100,7 +100,7 @@ func TestLookFindsAConnection(t *testing.T) {
 			accepted <- err
 		}()
 		for poller := -1; poller < 0; time.Sleep(time.Millisecond) {
-			poller, _ = registration(fd)
+			poller, _, _ = registration(fd)
 		}
 		turns := l.turns.Load()
 		turns.mu.Lock()

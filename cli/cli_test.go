@@ -793,8 +793,12 @@ func TestStop(t *testing.T) {
 	l := r.begin("restart")
 	l.wait("waiting for 1 old worker to finish")
 	r.do(0, "stop")
-	l.end(0)
 	r.gone()
+	<-l.done
+	status := l.cmd.ProcessState.ExitCode()
+	if _, errs := l.end(min(status, 1)); status == 1 { // the new master was gone before it was asked how it is
+		contains(t, errs, "has been replaced, but the new one does not answer at ")
+	}
 }
 
 func TestStopAfterShutdown(t *testing.T) {

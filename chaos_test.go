@@ -32,7 +32,7 @@ func TestChaos(t *testing.T) {
 	t.Parallel()
 	rng := newChance(t, fmt.Sprint("-run Chaos -chaos ", *chaosTime))
 	f := fleetOf(t, "chaos", "v1", "workers=2", "heartbeat=2s", "timeout=10s", "listen=tcp 127.0.0.1:0", "listen=unix app.sock").launch()
-	x := &chaos{fleet: f, t: t, rng: rng, want: 2, version: 1, killed: make(map[int]string), dead: make(map[int]bool), hung: make(map[int]bool)}
+	x := &chaos{fleet: f, t: t, rng: rng, want: 2, version: 1, killed: make(map[int]string), served: make(map[int]bool), hung: make(map[int]bool)}
 	x.crowd = newCrowd(f, rng, 6)
 	x.group, _ = memoryGroup(t, 64<<20)
 	x.step(restart) // a first and a second master hold some things that later ones don't
@@ -44,7 +44,6 @@ func TestChaos(t *testing.T) {
 
 	x.crowd.end()
 	x.judge()
-	x.autopsy()
 	f.quiet()
 	old, oldWorker := f.masterInfo(f.master), f.info()
 	x.step(deed{"Restart", func(x *chaos) func() { return x.restart(x.want) }})
@@ -78,7 +77,8 @@ type chaos struct {
 	version int            // of the program
 	next    int            // restarts that have not been followed yet
 	killed  map[int]string // processes that have been, in this step, and how; later there are others with their numbers
-	dead    map[int]bool   // the same in all steps
+	served  map[int]bool   // workers that were ready, in this step
+	noted   int            // events that autopsy has seen
 	hung    map[int]bool   // those of them that are for the master to find
 	workers []event        // before this step
 	violent bool           // this step kills
@@ -247,7 +247,7 @@ func (x *chaos) kill(pid int, sig syscall.Signal) {
 
 // note notes that a process is about to be killed.
 func (x *chaos) note(pid int, how string) {
-	x.violent, x.killed[pid], x.dead[pid] = true, how, true
+	x.violent, x.killed[pid] = true, how
 }
 
 // died waits until the master has noticed.
@@ -261,7 +261,12 @@ func (x *chaos) step(what ...deed) {
 	x.t.Helper()
 	x.steps++
 	clear(x.killed)
+	clear(x.hung)
+	clear(x.served)
 	x.workers, x.violent, x.double = x.children("ready"), false, len(what) > 1
+	for _, e := range x.workers {
+		x.served[e.Pid] = true
+	}
 	var names []string
 	var waits []func()
 	for i, d := range what {
@@ -286,6 +291,7 @@ func (x *chaos) step(what ...deed) {
 	x.crowd.fence()
 	x.judge()
 	x.settle()
+	x.autopsy()
 	if x.t.Failed() {
 		x.t.Fatalf("step %d: %s", x.steps, name)
 	}
@@ -302,6 +308,7 @@ func (x *chaos) ready(step string, since time.Time) {
 			}
 			if e.Text == "ready" {
 				ready++
+				x.served[e.Pid] = true
 			}
 		}
 		return ready == x.want
@@ -363,20 +370,18 @@ func (x *chaos) judge() {
 	}
 }
 
-// autopsy checks that no process that has served was ended but by this test,
-// and that the master has taken none for hung that wasn't.
+// autopsy checks that no worker that was ready was ended in this step but by
+// this test, and that the master has taken none for hung that wasn't.
 func (x *chaos) autopsy() {
 	x.t.Helper()
-	served := make(map[int]bool)
-	for _, e := range x.crowd.entries(failure{}) {
-		served[e.pid] = true
-	}
-	for _, e := range x.history("killed", "timeout", "exception") {
-		switch killed := x.dead[e.Pid]; {
-		case !served[e.Pid] || killed && (x.hung[e.Pid] || e.Name != "timeout"):
+	events := x.history("killed", "timeout", "exception")
+	for _, e := range events[x.noted:] {
+		switch _, killed := x.killed[e.Pid]; {
+		case !x.served[e.Pid] || killed && (x.hung[e.Pid] || e.Name != "timeout"):
 		case e.Name == "killed" && e.Text == "exit status 0":
 		default:
 			x.t.Errorf("%+v", e)
 		}
 	}
+	x.noted = len(events)
 }

@@ -16,7 +16,7 @@ import (
 	"testing"
 )
 
-var reusePortRounds = flag.Int("reuseport", 3, "how many times the tests of ReusePort kill, remove, roll and restart")
+var reusePortRounds = flag.Int("reuseport", 5, "how many times the tests of ReusePort kill, remove, roll and restart")
 
 // startApart starts a fleet whose slots have sockets of their own.
 func startApart(t *testing.T, addr string, workers int) *fleet {

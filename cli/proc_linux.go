@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/gocluster/cluster/internal/resident"
 )
 
 // stat returns the fields of /proc/PID/stat as proc(5) counts them, less
@@ -55,16 +57,10 @@ func plausible(pid int, titles []string) bool {
 
 // memory returns the resident set size of a process in bytes, or nil.
 func memory(pid int) *int64 {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
-	f := strings.Fields(string(data))
-	if err != nil || len(f) < 2 {
+	n := int64(resident.Of(pid))
+	if n == 0 {
 		return nil
 	}
-	pages, err := strconv.ParseInt(f[1], 10, 64)
-	if err != nil {
-		return nil
-	}
-	n := pages * int64(os.Getpagesize())
 	return &n
 }
 

@@ -157,14 +157,20 @@ func TestMasterOutOfFiles(t *testing.T) {
 	p.said(strings.Count(p.log(), canNow), cannot)
 	p.mustCall("remove 1")
 	waitWorkers(p, 2)
+	p.noMoreFiles(before)
+	p.quit()
+}
+
+// noMoreFiles waits until the master has no more open files than before.
+func (p *proc) noMoreFiles(before info) {
+	p.t.Helper()
 	var after info
 	if !eventually(5*time.Second, func() bool {
 		after = p.masterInfo()
 		return len(after.Files) <= len(before.Files)
 	}) {
-		t.Errorf("files %q, before %q", after.Files, before.Files)
+		p.t.Errorf("files %q, before %q", after.Files, before.Files)
 	}
-	p.quit()
 }
 
 // A restart for which there are no descriptors changes nothing.

@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -271,13 +270,7 @@ func TestMasterIsRefused(t *testing.T) {
 			p.said(strings.Count(p.log(), canNow), cannot)
 			p.mustCall("remove 1")
 			waitWorkers(p, 2)
-			var after info
-			if !eventually(5*time.Second, func() bool {
-				after = p.masterInfo()
-				return len(after.Files) <= len(before.Files)
-			}) {
-				t.Errorf("files %q, before %q", after.Files, before.Files)
-			}
+			p.noMoreFiles(before)
 			p.quit()
 		})
 	}

@@ -37,6 +37,7 @@ type forker struct {
 	args    []string // with the program's name
 	env     []string
 	added   string // "1" if GOMAXPROCS in env is ours
+	slack   bool   // that is 1
 	attr    syscall.SysProcAttr
 	hold    atomic.Bool // workers accept only when they are told to
 	dropped []int       // sockets that the new master doesn't want; the supervisor's
@@ -277,8 +278,9 @@ func (f *forker) prepare(workers int) error {
 
 	f.env = cleanEnv()
 	if os.Getenv("GOMAXPROCS") == "" {
-		f.env = append(f.env, "GOMAXPROCS="+strconv.Itoa(max(1, defaultWorkers()/max(1, workers))))
-		f.added = "1"
+		procs := max(1, defaultWorkers()/max(1, workers))
+		f.env = append(f.env, "GOMAXPROCS="+strconv.Itoa(procs))
+		f.added, f.slack = "1", procs == 1
 	}
 	return nil
 }
@@ -350,6 +352,7 @@ func (f *forker) launch(w *Worker, post func(event)) (process, error) {
 		env:   append(f.env[:len(f.env):len(f.env)], envDescriptors+"=3,4,"+f.added, envMasterPid+"="+strconv.Itoa(os.Getpid()), envWorker+"="+strconv.Itoa(w.ID)),
 		files: append([]*os.File{os.Stdin}, m.output()...),
 		attr:  &f.attr,
+		slack: f.slack,
 	}, &settings{
 		Title:     expand(cmp.Or(m.WorkerTitle, "cluster worker"), "{n}", w.ID),
 		Timeout:   m.timeout(),
@@ -395,6 +398,7 @@ type program struct {
 	files []*os.File // standard input, output and error
 	extra []int      // descriptors it gets as 5 and up
 	attr  *syscall.SysProcAttr
+	slack bool // in its timers
 }
 
 // start forks a child: a worker for the slot, or a new master, for which that
@@ -471,6 +475,9 @@ func (prog *program) fork(link int, crash *os.File) (pid int, err error) {
 	files := []uintptr{fds[0], fds[1], fds[2], uintptr(link), fds[3]}
 	for _, fd := range prog.extra {
 		files = append(files, uintptr(fd))
+	}
+	if prog.slack {
+		defer slacken()()
 	}
 	for deadline := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) {
 		pid, err = syscall.ForkExec(prog.path, prog.args, &syscall.ProcAttr{Dir: prog.dir, Env: prog.env, Files: files, Sys: prog.attr})

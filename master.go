@@ -73,7 +73,9 @@ type Master struct {
 	// Workers is how many workers there are. 0 is one per CPU that the
 	// process may use; limits of its cgroup count. Each worker is given
 	// GOMAXPROCS, an equal share of the CPUs but at least 1, unless the
-	// environment has one.
+	// environment has one. Where that is 1, on Linux, its timers may be
+	// up to 0.3 milliseconds late, unless somebody has chosen a timer
+	// slack for the master (TimerSlackNSec= in a systemd unit does).
 	Workers int
 
 	// Backlog is how many connections the kernel queues for each listener

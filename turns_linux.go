@@ -82,18 +82,18 @@ func turnsFor(l syscall.Conn) *turns {
 const runtimeEvents = "8000201d"
 
 // registration returns the epoll descriptor that fd is registered with, or -1,
-// the events, and what it is told with them.
+// the events, and what it is told with them. The runtime's poller is there
+// before main, so that it has a small number.
 func registration(fd int) (poller int, events string, data uint64) {
-	entries, _ := os.ReadDir("/proc/self/fd")
-	for _, e := range entries {
-		if kind, _ := os.Readlink("/proc/self/fd/" + e.Name()); kind != "anon_inode:[eventpoll]" {
+	for poller := 3; poller < 100; poller++ {
+		name := strconv.Itoa(poller)
+		if kind, _ := os.Readlink("/proc/self/fd/" + name); kind != "anon_inode:[eventpoll]" {
 			continue
 		}
-		info, _ := os.ReadFile("/proc/self/fdinfo/" + e.Name())
+		info, _ := os.ReadFile("/proc/self/fdinfo/" + name)
 		for _, line := range strings.Split(string(info), "\n") {
 			// tfd: 5 events: 8000201d data: 7f8a8c3d5b080001 ...
 			if f := strings.Fields(line); len(f) > 5 && f[1] == strconv.Itoa(fd) && f[4] == "data:" {
-				poller, _ = strconv.Atoi(e.Name())
 				data, _ = strconv.ParseUint(f[5], 16, 64)
 				return poller, f[3], data
 			}

@@ -18,7 +18,7 @@ import (
 
 // By default TestChaos is short. For long:
 //
-//	go test -run Chaos -v -chaos 10m
+//	go test -run Chaos -v -chaos 10m -timeout 20m .
 var (
 	chaosTime   = flag.Duration("chaos", 8*time.Second, "how long TestChaos goes on")
 	chaosSeed   = flag.Uint64("chaos.seed", 0, "what the tests with chance do; 0 is something new every time")

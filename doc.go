@@ -49,15 +49,16 @@ tls.NewListener around it, or to [Master.Add] with a server of its own;
 
 Workers need not be servers. [Master.Start] runs an abstract cluster, of
 processes that work off a queue, say. It returns in master and workers, and
-[IsWorker] tells which one it is:
+[Master.IsWorker] tells which one it is:
 
 	m := new(cluster.Master)
 	if err := m.Start(); err != nil {
 		log.Fatal(err)
 	}
 	if m.IsWorker() {
-		work(m.Done())
-	} else if err := m.Wait(); err != nil {
+		work(m.Done()) // until it is closed
+	}
+	if err := m.Wait(); err != nil {
 		log.Fatal(err)
 	}
 

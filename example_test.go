@@ -11,8 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -155,16 +153,17 @@ func ExampleMaster_Start() {
 		log.Fatal(err)
 	}
 	if m.IsWorker() {
-		for {
+		for working := true; working; {
 			select {
 			case <-m.Done():
-				return
+				working = false
 			case <-time.After(time.Second):
 				// Do things within the worker processes.
 			}
 		}
+	} else {
+		// Do something within the master.
 	}
-	// Do something within the master.
 	if err := m.Wait(); err != nil {
 		log.Fatal(err)
 	}
@@ -192,13 +191,13 @@ func ExampleMaster_IsMaster() {
 	}
 }
 
-// pidFile returns a plugin that writes the master's process id to a file
-// while the cluster runs.
-func pidFile(path string) cluster.Plugin {
+// announce returns a plugin that tells when the cluster begins to serve, and
+// when it has shut down.
+func announce(to *log.Logger) cluster.Plugin {
 	return func(m *cluster.Master) error {
 		m.On(cluster.Hooks{
-			Start: func() error { return os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644) },
-			Close: func() { os.Remove(path) },
+			Listening: func() { to.Print("serving") },
+			Close:     func() { to.Print("closed") },
 		})
 		return nil
 	}
@@ -207,36 +206,31 @@ func pidFile(path string) cluster.Plugin {
 // A plugin with an option is a function that returns a Plugin, which is a
 // function too:
 //
-//	func pidFile(path string) cluster.Plugin {
+//	func announce(to *log.Logger) cluster.Plugin {
 //		return func(m *cluster.Master) error {
 //			m.On(cluster.Hooks{
-//				Start: func() error { return os.WriteFile(path, …) },
-//				Close: func() { os.Remove(path) },
+//				Listening: func() { to.Print("serving") },
+//				Close:     func() { to.Print("closed") },
 //			})
 //			return nil
 //		}
 //	}
 func ExamplePlugin() {
-	path := filepath.Join(os.TempDir(), "cluster-example-"+strconv.Itoa(os.Getpid())+".pid")
-	exists := func() bool { _, err := os.Stat(path); return err == nil }
-
 	m := &cluster.Master{Inline: true}
-	m.Use(pidFile(path))
+	m.Use(announce(log.New(os.Stdout, "", 0)))
 	if err := m.Start(); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println("while it runs:", exists())
 	m.Close()
 	m.Wait() // until all hooks have been called
-	fmt.Println("afterwards:", exists())
 	// Output:
-	// while it runs: true
-	// afterwards: false
+	// serving
+	// closed
 }
 
 func ExampleMaster_Use() {
 	m := &cluster.Master{Addr: ":3000", NewServer: newServer}
-	if err := m.Use(pidFile("/run/app.pid")).ListenAndServe(nil); err != nil {
+	if err := m.Use(announce(log.Default())).ListenAndServe(nil); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -304,7 +298,7 @@ func ExampleMaster_In_several() {
 	err = m.In("production").
 		Set("workers", 4).
 		Set("addr", ":80").
-		Use(pidFile("/run/app.pid")).
+		Use(announce(log.Default())).
 		ListenAndServe(nil)
 	if err != nil {
 		log.Fatal(err)
@@ -326,7 +320,7 @@ func ExampleMaster_In_all() {
 		Use(trace(log.Default())).
 		In("production").
 		Set("workers", 4).
-		Use(pidFile("/run/app.pid")).
+		Use(announce(log.Default())).
 		In("all").
 		Set("addr", ":80").
 		Do(func(m *cluster.Master) { fmt.Println(m.Workers, "workers on", m.Addr) })
@@ -464,12 +458,13 @@ func ExampleMaster_Shutdown() {
 	m := &cluster.Master{Addr: ":3000", NewServer: newServer}
 	m.On(cluster.Hooks{
 		Listening: func() {
-			time.Sleep(time.Hour)
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
-			if err := m.Shutdown(ctx); err != nil {
-				log.Print("some workers had to be killed: ", err)
-			}
+			time.AfterFunc(time.Hour, func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				if err := m.Shutdown(ctx); err != nil {
+					log.Print("some workers had to be killed: ", err)
+				}
+			})
 		},
 	})
 	if err := m.ListenAndServe(nil); err != nil {

@@ -27,6 +27,10 @@ var (
 	// before its start, once it has begun to shut down, and where there are
 	// no workers to act on: in a worker, and with Inline.
 	ErrNotRunning = errors.New("cluster: not running")
+
+	// ErrOldMasterGone is returned by ListenAndServe, Start and Wait in a
+	// new master whose predecessor was gone before it had handed over.
+	ErrOldMasterGone = errors.New("cluster: the old master is gone, and has not handed over")
 )
 
 // A Master runs a server as one master process and a number of worker
@@ -88,7 +92,9 @@ type Master struct {
 	Timeout time.Duration
 
 	// RestartTimeout is the time that a worker has to become ready. One
-	// that takes longer is killed, and counts as dead. 0 is a minute.
+	// that takes longer is killed, and counts as dead. In a restart the new
+	// master has it, with all its workers; and the Start hooks have it
+	// together, as have the Restarting hooks. 0 is a minute.
 	RestartTimeout time.Duration
 
 	// Heartbeat is the time after which a ready worker that has given no
@@ -98,15 +104,17 @@ type Master struct {
 	Heartbeat time.Duration
 
 	// Alive, if not nil, is called in every worker before each sign of
-	// life, three times per Heartbeat. If it returns an error, or doesn't
-	// return before its context ends, no sign is given.
+	// life, three times per Heartbeat, in a goroutine of its own. If it
+	// returns an error, or doesn't return before its context ends, after
+	// a Heartbeat, no sign is given.
 	Alive func(context.Context) error
 
 	// SocketPath is the directory of the master socket, "" being "./", and
 	// SocketFilename its name there, "" being "cluster.{PID}.server.sock",
 	// where {PID} stands for the master's process id. It shows that a master
-	// lives there; whoever connects to it is refused. With neither set, a
-	// directory that can't be written is no error.
+	// lives there; whoever connects to it is refused. There is none, and
+	// ErrorLog says so, on a file system that is full or read-only, and with
+	// SocketPath "" in a directory that may not be written.
 	SocketPath, SocketFilename string
 
 	// Title is the master's title as ps(1) shows it, "" being "cluster".
@@ -134,7 +142,8 @@ type Master struct {
 
 	// Stdout and Stderr are the workers' standard output and error. nil is
 	// the master's. They must stay open. On SIGUSR1 running workers get
-	// their descriptors again, after Hooks.Reopen.
+	// their descriptors again, after Hooks.Reopen, which has given them
+	// another file with dup2, as package logger does.
 	Stdout, Stderr *os.File
 
 	// SysProcAttr holds attributes for the creation of workers: a cgroup,
@@ -157,8 +166,8 @@ type Master struct {
 	// Plugins are run in order by ListenAndServe and Start, in every process.
 	Plugins []Plugin
 
-	// Signals says what signals do, in place of the package's table. In a
-	// worker, ActionClose makes it drain, ActionDestroy makes it exit at
+	// Signals says what the signals do that it has, and the package's table
+	// what the others do. In a worker, ActionClose makes it drain, ActionDestroy makes it exit at
 	// once, ActionReopen calls Hooks.Reopen, and all others do nothing.
 	Signals map[os.Signal]Action
 
@@ -195,11 +204,12 @@ func ListenAndServe(addr string, s Server) error {
 }
 
 // IsWorker reports whether this process is a worker. It may be called at any
-// time, from the first init function of package main.
+// time, from the first init function of package main. It knows of no Master:
+// with Inline it is false.
 func IsWorker() bool { return self.worker }
 
-// IsWorker reports whether this process is a worker. With Inline, the
-// calling process is both worker and master once it has started.
+// IsWorker reports whether this process is a worker. With Inline, and where
+// there is no fork, the calling process is both worker and master.
 func (m *Master) IsWorker() bool { return self.worker || m.inline() }
 
 // IsMaster reports whether this process is the master.
@@ -249,8 +259,8 @@ func (m *Master) ListenAndServe(l net.Listener) error {
 // ready, and in every worker, which is ready by that. Errors are those of
 // ListenAndServe.
 //
-// The master should then call Wait. A worker should do its work until Done
-// is closed, and return from main.
+// A worker should then do its work until Done is closed, and the master, as
+// whoever is both, call Wait, which returns at once in a worker that is done.
 func (m *Master) Start() error {
 	err := m.begin()
 	if err == nil && (m.Server != nil || m.NewServer != nil || len(m.extra) > 0) {
@@ -452,7 +462,7 @@ func (m *Master) finish(err error) {
 }
 
 // Done is closed when this process should finish: in the master when the
-// cluster has shut down, and in a worker when it drains.
+// cluster has shut down, and in a worker, or with Inline, when it drains.
 func (m *Master) Done() <-chan struct{} { return m.doneChan() }
 
 func (m *Master) doneChan() chan struct{} {
@@ -570,7 +580,8 @@ func (m *Master) roll(sig os.Signal, ids ...int) error {
 // Close shuts down gracefully: workers finish what they are doing, and take
 // what the kernel has accepted for them, within Timeout. It returns when
 // all are gone; hooks may still be called then. It may be called several
-// times, and returns at once if the cluster has already shut down.
+// times, and returns at once if the cluster has already shut down. So it does
+// in a master that has been replaced: the cluster is its Successor's then.
 func (m *Master) Close() error { return m.Shutdown(context.Background()) }
 
 // Shutdown is Close with a deadline: when ctx ends, the workers that are left
@@ -686,13 +697,14 @@ func (m *Master) Send(name string, v any) error {
 
 // Add adds a listener with its own server, beside what ListenAndServe gets:
 // a ":80" that redirects beside ":443", say. l is as for ListenAndServe, but
-// must not be nil.
+// must not be nil. A plugin may call it. Mistakes are reported by
+// ListenAndServe; after the start it does nothing but say so in ErrorLog.
 func (m *Master) Add(l net.Listener, s Server) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case m.begun:
-		m.errs = append(m.errs, errors.New("cluster: Add after the start"))
+	case m.started():
+		m.logf("cluster: Add after the start does nothing")
 	case l == nil || isNil(l):
 		m.errs = append(m.errs, errors.New("cluster: Add: the listener is nil"))
 	case s == nil || isNil(s):
@@ -746,7 +758,8 @@ func first(sig []os.Signal, def os.Signal) os.Signal {
 // from the environment is meant for each worker, and says nothing about it.
 func defaultWorkers() int {
 	if os.Getenv("GOMAXPROCS") != "" {
-		return runtime.NumCPU()
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+		runtime.SetDefaultGOMAXPROCS()
 	}
 	return runtime.GOMAXPROCS(0)
 }

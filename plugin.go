@@ -17,11 +17,17 @@ type Plugin func(*Master) error
 // them may be nil. Master.On registers Hooks, any number of times.
 //
 // Start and Restarting are called on the path of the caller that starts or
-// restarts. All others are called one at a time, in the order in which things
-// happened and for each event in the order of registration, in a goroutine
-// of their own for which nothing waits: a hook may call any method of the
-// Master, and a slow one delays other hooks and nothing else. A hook that
-// panics is logged, with its stack, and survived.
+// restarts, with Master.RestartTimeout for all of them. They must not call
+// Restart or Wait.
+//
+// All others are called one at a time, in the order in which things happened
+// and for each event in the order of registration, in a goroutine of their
+// own. The cluster doesn't wait for them: they may call any method of the
+// Master but Wait. Only a new master hands over when its hooks up to Listening
+// have returned, and a process ends when all have, or after Master.Timeout. A
+// hook that takes long should start a goroutine.
+//
+// A hook that panics is logged, with its stack, and survived.
 //
 // The comments say in which process a hook is called. With Master.Inline the
 // calling process is both.
@@ -45,6 +51,10 @@ type Hooks struct {
 	// a start has failed after Start hooks were called. ListenAndServe and
 	// Wait return after Close, but wait for a stuck hook no longer than
 	// Master.Timeout.
+	//
+	// Both are also called in a master that has been replaced by a restart,
+	// where Master.Successor is not 0 and the cluster goes on, and Close in a
+	// new master whose restart has failed, where it went on.
 	Closing func()
 	Close   func()
 
@@ -128,7 +138,8 @@ type Exception struct {
 // Error returns the message.
 func (e *Exception) Error() string { return e.Message }
 
-// Values is a plugin's state on its way from one master to the next.
+// Values is a plugin's state on its way from one master to the next. All values
+// of a restart may take up to a mebibyte, as JSON; with more it fails.
 type Values map[string]json.RawMessage
 
 // Set stores v, as JSON, under key.

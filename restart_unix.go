@@ -48,26 +48,25 @@ type restart struct {
 	err  error // read it after done
 }
 
-// ErrOldMasterGone is the error of a new master whose predecessor was gone
-// before it had handed over.
-var ErrOldMasterGone = errors.New("cluster: the old master is gone, and has not handed over")
-
 // Restart replaces the whole cluster, the master included, by a new one of
 // the program that is now found under this program's name, with the same
 // arguments, environment and first working directory. It returns nil when
-// the new workers are all ready and the new master has taken over; the old
-// master is sent sig, SIGQUIT by default, and drains. If the new master
-// can't be started, or ends or is not ready within RestartTimeout, it is
-// killed, Restart returns the reason, and nothing has changed.
+// the new workers are all ready and the new master has taken over. This one
+// then shuts down as the package's table has it for sig: gracefully with
+// SIGQUIT, the default, and hard with SIGINT, SIGTERM or SIGKILL. If the new
+// master can't be started, or ends or is not ready within RestartTimeout, it
+// is killed, Restart returns the reason, and nothing has changed.
 //
 // Calls while a restart is under way share one more, afterwards: it is then
-// the new master that is asked for it, and they don't wait for its outcome.
+// the new master that is asked for it, gracefully, and they don't wait for its
+// outcome.
 //
 // The process that was started first is known to somebody: a shell, systemd,
 // a container. Once replaced it therefore stays behind, without any socket,
 // until the last master has ended: it passes on the signals that it gets, and
-// its ListenAndServe returns what the last master's does. With Detach it ends
-// instead.
+// calls of Restart, and its ListenAndServe returns what the last master's does.
+// The other methods are for the cluster that it had, and do nothing more. With
+// Detach it ends instead.
 func (m *Master) Restart(sig ...os.Signal) error {
 	if _, err := m.supervisor(); err != nil {
 		return err

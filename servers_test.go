@@ -173,12 +173,16 @@ var _ = helper("add", func() {
 	m.Server = text("main")
 	l := listen(0)
 	m.Add(listen(1), text("redirect"))
-	m.Add(listen(2), &cluster.TCPServer{Handler: echo})
+	third := listen(2)
+	m.Use(func(m *cluster.Master) error {
+		m.Add(third, &cluster.TCPServer{Handler: echo})
+		return nil
+	})
 	finish(m.ListenAndServe(l))
 })
 
-// Add: several listeners, each with a server of its own, two of them on
-// port 0.
+// Add, in a plugin too: several listeners, each with a server of its own, two
+// of them on port 0.
 func TestAdd(t *testing.T) {
 	t.Parallel()
 	p := serve(t, "add", "workers=2", "listen=tcp 127.0.0.1:0", "listen=tcp 127.0.0.1:0", "listen=unix app.sock")

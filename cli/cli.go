@@ -53,7 +53,9 @@ more, so that what runs in the end is what was there when it was asked for.
 The reason of a failure goes to standard error. The exit status is
 
 	0  done
-	1  failed; for status: there are processes, but no master that answers
+	1  failed; for status: the master hangs, or is dead and has left workers
+	   (one that is there but takes no commands, as it shuts down, is 0, and
+	   standard error says so)
 	2  wrong usage
 	3  there is no master; for status, shutdown and stop: nothing runs
 

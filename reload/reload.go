@@ -7,7 +7,9 @@ by copying them:
 	m.Use(reload.New(nil, "templates", "config.json"))
 
 A change of the paths restarts the workers, one after the other: each
-successor is ready before its predecessor drains, and no request fails.
+successor is ready before its predecessor drains. With a server of package
+handoff no request fails; with a plain http.Server one may that meets its idle
+connection being closed.
 
 A change of the program's own file restarts the whole cluster, as
 Master.Restart does, so that go build is enough to see a new version. The file

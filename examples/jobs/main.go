@@ -32,7 +32,6 @@ func main() {
 	}
 	if m.IsWorker() {
 		work(m)
-		return
 	}
 	if err := m.Wait(); err != nil {
 		log.Fatal(err)

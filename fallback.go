@@ -95,11 +95,18 @@ func fileConn(f *os.File, packet bool) (any, error) {
 	return net.FileListener(f)
 }
 
+// connRefused is that of Windows, which has other numbers than package
+// syscall's.
+const connRefused = syscall.Errno(10061)
+
 // unlinkStale removes a unix socket that nobody serves.
 func unlinkStale(network, path string) bool {
 	c, err := net.Dial(network, path)
 	if err == nil {
 		c.Close()
+		return false
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, connRefused) {
 		return false
 	}
 	fi, serr := os.Lstat(path)

@@ -45,8 +45,9 @@ type settings struct {
 type socketSetting struct {
 	Network string
 	Address string
-	Queue   bool  // two more descriptors come with it: its handoff queue
-	Ports   int64 // and so many for the other slots
+	Queue   bool   // two more descriptors come with it: its handoff queue
+	Ports   int64  // and so many for the other slots
+	File    string // for a new master: of a unix socket, where it was made
 }
 
 // files returns the number of descriptors that come with the settings.
@@ -77,6 +78,7 @@ type child struct {
 	frames   chan frame     // what came after the settings
 	served   chan struct{}  // closed by frameServe: a worker may accept, a new master is the master
 	begun    atomic.Bool    // a worker serves, or ends because it was told to before
+	ending   atomic.Bool    // main has been told that it failed, and ends the process
 	gone     chan struct{}  // closed when the master is gone
 }
 
@@ -236,7 +238,7 @@ func (c *child) read() {
 		}
 	})
 	// A connection that is out of order is of no more use than a closed one.
-	if c.worker && c.idle() || !complete {
+	if (c.worker && c.idle() || !complete) && !c.ending.Load() {
 		os.Exit(1)
 	}
 	close(c.gone)
@@ -276,10 +278,7 @@ func (set *socketSet) inherit(from *settings, fds []int) error {
 		}
 		s := &socket{
 			network: sock.Network, address: sock.Address, addr: addr, fd: fds[0],
-			number: i, inherited: true, kept: slices.Contains(from.Kept, i),
-		}
-		if !s.kept {
-			s.inode = inodeOf(addr)
+			number: i, inherited: true, kept: slices.Contains(from.Kept, i), inode: inodeAt(sock.File),
 		}
 		if fds = fds[1:]; sock.Queue {
 			s.queue = &queue{fds: [2]int(fds)}
@@ -310,6 +309,7 @@ func (set *socketSet) cover(f frame) {
 // failed tells the master why this child gives up.
 func (c *child) failed(err error) {
 	if c.link != nil {
+		c.ending.Store(true)
 		c.link.sendValue(frameFailed, &text{err.Error()})
 		c.link.close()
 	}

@@ -570,7 +570,7 @@ func TestChildClosesUninvitedDescriptors(t *testing.T) {
 	}
 	c.begun.Store(true) // or it would end when it is told to drain
 	before := openFDs()
-	set := settings{Hold: true, Sockets: []socketSetting{{"tcp", "127.0.0.1:0", false, 0}}}
+	set := settings{Hold: true, Sockets: []socketSetting{{"tcp", "127.0.0.1:0", false, 0, ""}}}
 	for _, f := range []frame{
 		{kind: 99, fds: some[:1]},
 		{kind: frameServe, fds: some[:1]}, // too early, too

@@ -86,6 +86,9 @@ func (s *settings) fields(c *codec) {
 	c.bool(&s.Hold)
 	s.Values.fields(c)
 	(*numbers)(&s.Kept).fields(c)
+	for i := range s.Sockets {
+		c.string(&s.Sockets[i].File)
+	}
 }
 
 func (v *Values) fields(c *codec) {
@@ -303,7 +306,7 @@ func (l *link) send(f frame) error {
 		l.signal()
 		return nil
 	case l.size+len(f.payload) > maxQueue:
-		return errors.New("cluster: the other process is not reading its messages")
+		return errorf("cluster: the other process is not reading its messages")
 	}
 	l.queue = append(l.queue, f)
 	l.size += frameHeader + len(f.payload)

@@ -48,13 +48,13 @@ type forker struct {
 func (m *Master) checkFork() (errs []error) {
 	if a := m.SysProcAttr; a != nil {
 		if a.Credential != nil {
-			errs = append(errs, errors.New("cluster: SysProcAttr.Credential is set; use User and Group"))
+			errs = append(errs, errorf("cluster: SysProcAttr.Credential is set; use User and Group"))
 		}
 		if hasPdeathsig(a) {
-			errs = append(errs, errors.New("cluster: SysProcAttr.Pdeathsig is set; workers end by themselves when their master has died"))
+			errs = append(errs, errorf("cluster: SysProcAttr.Pdeathsig is set; workers end by themselves when their master has died"))
 		}
 		if a.Chroot != "" && m.Path == "" {
-			errs = append(errs, errors.New("cluster: SysProcAttr.Chroot is set; set Path to a program inside it"))
+			errs = append(errs, errorf("cluster: SysProcAttr.Chroot is set; set Path to a program inside it"))
 		}
 	}
 	if _, err := m.credential(); err != nil {
@@ -262,13 +262,14 @@ func (f *forker) prepare(workers int) error {
 	f.path = selfPath()
 	name := os.Args[0]
 	if m.Path != "" {
-		if f.path, err = lookPath(firstDir, m.Path); err != nil {
+		dir, _ := os.Getwd() // Dir
+		if f.path, err = lookPath(dir, m.Path); err != nil {
 			return errorf("cluster: Path: %w", err)
 		}
 		name = m.Path
 	}
 	if f.path == "" {
-		return errors.New("cluster: this program's file can't be found; set Path")
+		return errorf("cluster: this program's file can't be found; set Path")
 	}
 	args := m.Args
 	if args == nil {
@@ -420,13 +421,14 @@ func (f *forker) start(prog *program, set *settings, slot int) (*childProcess, e
 		if fds = append(fds, fd); sock.queue != nil {
 			fds = append(fds, sock.queue.fds[:]...)
 		}
-		ports := 0
+		ports, file := 0, ""
 		if slot < 0 {
+			file = sock.inode.path
 			others := sock.others()
 			ports = len(others)
 			fds = append(fds, others...)
 		}
-		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil, int64(ports)})
+		set.Sockets = append(set.Sockets, socketSetting{sock.network, sock.address, sock.queue != nil, int64(ports), file})
 	}
 	first, err := newFrame(frameSettings, set)
 	if err != nil {

@@ -76,7 +76,7 @@ func (l *listener) handoffQueue() (*queue, error) {
 	}
 	l.socket.mu.Lock()
 	defer l.socket.mu.Unlock()
-	if l.final || l.socket.queue == nil {
+	if l.final.Load() || l.socket.queue == nil {
 		return nil, ErrNoSuccessor
 	}
 	return l.socket.queue, nil

@@ -272,3 +272,18 @@ func TestQueueOutOfDescriptors(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A worker that drains already, and hears that the cluster closes, hands over
+// nothing more: nobody would take it.
+func TestHandoffKnowsWhenTheClusterCloses(t *testing.T) {
+	cleanUp(t)
+	l := listenerWith(t, testQueue(t))
+	_, c := connect(t, l)
+	sv := new(Master).newService([]pair{{l: l, ours: l}})
+	drain(t, l, 0)
+	sv.order(drainOrder{})
+	sv.order(drainOrder{Last: true})
+	if err := Handoff(c, nil); !errors.Is(err, ErrNoSuccessor) {
+		t.Errorf("Handoff: %v, want ErrNoSuccessor", err)
+	}
+}

@@ -128,7 +128,7 @@ func FilePacketConn(f *os.File) (net.PacketConn, error) {
 // given opens a socket that this process was given.
 func given(f *os.File, packet bool) (conn any, err error) {
 	if self.worker || self.old != 0 {
-		return nil, errors.New("cluster: the process that was started first is given files; use Listen or ListenPacket")
+		return nil, errorf("cluster: the process that was started first is given files; use Listen or ListenPacket")
 	}
 	return fileConn(f, packet)
 }
@@ -563,7 +563,7 @@ type listener struct {
 	halt     chan struct{} // closed by stop and Close: accept no more
 	haltOnce sync.Once
 	sweep    time.Time     // but until then, take what the kernel has queued; read it after halt
-	final    bool          // nobody serves it after us; read it after halt
+	final    atomic.Bool   // nobody serves it after us; read it after halt
 	stopped  chan struct{} // closed when no Accept will succeed any more
 	stopOnce sync.Once
 
@@ -747,7 +747,7 @@ func (l *listener) last(inner deadlineListener) (net.Conn, error) {
 	if c := l.takeHanded(inner); c != nil {
 		return c, nil
 	}
-	if l.final && l.socket.kept {
+	if l.final.Load() && l.socket.kept {
 		from = nil // the queue is for whoever is given the socket next
 	}
 	for _, queued := range from {
@@ -807,7 +807,10 @@ func (l *listener) closed() {
 // doesn't wait.
 func (l *listener) stop(sweep, timeout time.Duration) {
 	l.haltOnce.Do(func() {
-		l.sweep, l.final = time.Now().Add(sweep), sweep > 0
+		l.sweep = time.Now().Add(sweep)
+		if sweep > 0 {
+			l.final.Store(true)
+		}
 		close(l.halt)
 		l.mu.Lock()
 		for _, other := range l.covered {
@@ -887,14 +890,19 @@ func (c *unixConn) Read(b []byte) (int, error) {
 
 // WriteTo is io.Copy's way to splice.
 func (c *tcpConn) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(c.unread)
-	if c.unread = c.unread[n:]; err != nil {
-		return int64(n), err
+	n := 0
+	if len(c.unread) > 0 {
+		var err error
+		n, err = w.Write(c.unread)
+		if c.unread = c.unread[n:]; err != nil {
+			return int64(n), err
+		}
 	}
 	more, err := c.TCPConn.WriteTo(w)
 	return int64(n) + more, err
 }
 
+//go:noinline
 func (c *accepted) readUnread(b []byte) int {
 	n := copy(b, c.unread)
 	if c.unread = c.unread[n:]; len(c.unread) == 0 {

@@ -202,7 +202,7 @@ func TestEqualCallsGiveDifferentSocketsInTheSameOrder(t *testing.T) {
 		if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
 			t.Fatal(err)
 		}
-		list, fds = append(list, socketSetting{s.network, s.address, false, 0}), append(fds, fd)
+		list, fds = append(list, socketSetting{s.network, s.address, false, 0, s.inode.path}), append(fds, fd)
 	}
 	if err := set.inherit(&settings{Sockets: list}, fds); err != nil {
 		t.Fatal(err)
@@ -232,11 +232,11 @@ func TestSocketsThatWereNotAnnouncedAreClosed(t *testing.T) {
 			dups = append(dups, dup)
 		}
 		var set socketSet
-		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0}}}, dups[:2]); err == nil {
+		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0, ""}}}, dups[:2]); err == nil {
 			t.Error("a surplus is no error")
 		}
 		dup, _ := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
-		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0}}}, []int{dup}); err == nil {
+		if err := set.inherit(&settings{Sockets: []socketSetting{{"tcp", ":80", false, 0, ""}}}, []int{dup}); err == nil {
 			t.Error("a file is taken for a socket")
 		}
 	})
@@ -857,6 +857,34 @@ func TestConnectionsKeepTheFastPaths(t *testing.T) {
 }
 
 func is[T any](v any) bool { _, ok := v.(T); return ok }
+
+// io.Copy from a connection begins with what the client has sent: an empty
+// Write would be a message to some.
+func TestWriteToBeginsWithData(t *testing.T) {
+	cleanUp(t)
+	l := mustListen(t, "tcp", "127.0.0.1:0")
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	io.WriteString(client, "data")
+	client.Close()
+	r, w := net.Pipe() // where a Write of nothing waits to be read
+	go func() {
+		io.Copy(w, server)
+		w.Close()
+	}()
+	b := make([]byte, 10)
+	if n, err := r.Read(b); n != 4 || err != nil {
+		t.Errorf("the first Write: %q, %v", b[:n], err)
+	}
+	io.Copy(io.Discard, r)
+}
 
 // sendfile(2) and splice(2) need no buffer of io.Copy's 32 KiB.
 func TestCopyToAConnectionNeedsNoBuffer(t *testing.T) {

@@ -234,7 +234,7 @@ func (m *Master) inline() bool { return !self.worker && (m.Inline || !canFork) }
 func (m *Master) ListenAndServe(l net.Listener) error {
 	err := m.begin()
 	if err == nil && m.Server == nil && m.NewServer == nil && (m.Path == "" || self.worker || m.inline()) {
-		err = errors.New("cluster: no server: set Server or NewServer, or use Start")
+		err = errorf("cluster: no server: set Server or NewServer, or use Start")
 	}
 	var pairs []pair
 	if err == nil {
@@ -264,7 +264,7 @@ func (m *Master) ListenAndServe(l net.Listener) error {
 func (m *Master) Start() error {
 	err := m.begin()
 	if err == nil && (m.Server != nil || m.NewServer != nil || len(m.extra) > 0) {
-		err = errors.New("cluster: Start is for clusters without a server: use ListenAndServe")
+		err = errorf("cluster: Start is for clusters without a server: use ListenAndServe")
 	}
 	switch {
 	case err != nil:
@@ -369,7 +369,7 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 			return nil, errorf("cluster: NewServer: %w", err)
 		}
 		if server == nil || isNil(server) {
-			return nil, errors.New("cluster: NewServer returned nil")
+			return nil, errorf("cluster: NewServer returned nil")
 		}
 	}
 	var pairs []pair
@@ -399,7 +399,7 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 		}
 	}
 	if m.ReusePort && (l != nil || m.Addr == "") {
-		return nil, errors.New("cluster: ReusePort needs Addr, and no listener")
+		return nil, errorf("cluster: ReusePort needs Addr, and no listener")
 	}
 	if l == nil && m.Addr != "" {
 		network, address, _ := splitAddr(m.Addr)
@@ -417,7 +417,7 @@ func (m *Master) pairs(l net.Listener) ([]pair, error) {
 		}
 	}
 	if len(pairs) == 0 {
-		return nil, errors.New("cluster: nothing to listen on: set Addr, or pass a listener")
+		return nil, errorf("cluster: nothing to listen on: set Addr, or pass a listener")
 	}
 	return pairs, nil
 }
@@ -692,7 +692,7 @@ func (m *Master) Send(name string, v any) error {
 		})
 		return nil
 	}
-	return errors.New("cluster: Send is for workers; the master has Worker.Send")
+	return errorf("cluster: Send is for workers; the master has Worker.Send")
 }
 
 // Add adds a listener with its own server, beside what ListenAndServe gets:
@@ -706,9 +706,9 @@ func (m *Master) Add(l net.Listener, s Server) {
 	case m.started():
 		m.logf("cluster: Add after the start does nothing")
 	case l == nil || isNil(l):
-		m.errs = append(m.errs, errors.New("cluster: Add: the listener is nil"))
+		m.errs = append(m.errs, errorf("cluster: Add: the listener is nil"))
 	case s == nil || isNil(s):
-		m.errs = append(m.errs, errors.New("cluster: Add: the server is nil"))
+		m.errs = append(m.errs, errorf("cluster: Add: the server is nil"))
 	default:
 		m.extra = append(m.extra, pair{l: l, s: s})
 	}
@@ -757,11 +757,12 @@ func first(sig []os.Signal, def os.Signal) os.Signal {
 // defaultWorkers is the number of CPUs that the process may use. GOMAXPROCS
 // from the environment is meant for each worker, and says nothing about it.
 func defaultWorkers() int {
+	n := runtime.GOMAXPROCS(0)
 	if os.Getenv("GOMAXPROCS") != "" {
-		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 		runtime.SetDefaultGOMAXPROCS()
+		n = runtime.GOMAXPROCS(n) // which returns what it was
 	}
-	return runtime.GOMAXPROCS(0)
+	return n
 }
 
 // A State is the state of a master.

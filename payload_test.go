@@ -13,7 +13,7 @@ func TestPayloads(t *testing.T) {
 	for _, p := range []payload{
 		&settings{},
 		&settings{Title: "worker 1", Timeout: time.Minute, Heartbeat: -1},
-		&settings{Sockets: []socketSetting{{"tcp", ":0", true, 3}, {"unix", "/run/app.sock", false, 0}}},
+		&settings{Sockets: []socketSetting{{"tcp", ":0", true, 3, ""}, {"unix", "/run/app.sock", false, 0, "/run/app.sock"}}},
 		&drainOrder{},
 		&drainOrder{Last: true, Dropped: []int{0, 3}},
 		&settings{Hold: true, Values: Values{"a": json.RawMessage("1"), "b": json.RawMessage("{}")}},
@@ -42,7 +42,7 @@ func TestPayloads(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	for _, p := range []payload{
-		&settings{Title: "t", Sockets: []socketSetting{{"tcp", ":0", true, 0}}},
+		&settings{Title: "t", Sockets: []socketSetting{{"tcp", ":0", true, 0, ""}}},
 		&message{Name: "m", Data: json.RawMessage("1")},
 		&counts{Open: -1},
 	} {

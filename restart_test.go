@@ -750,6 +750,33 @@ func TestEnvironmentDirectoryAndArgumentsCarryOver(t *testing.T) {
 	}
 }
 
+// The file of an Addr that is relative to Dir is the cluster's, and another of
+// the same name, where the program was started, is not.
+func TestSocketInDirAfterARestart(t *testing.T) {
+	t.Parallel()
+	f := newFleet(t, "v1", "workers=1", "dir=sub", "addr=unix:app.sock")
+	if err := os.Mkdir(filepath.Join(f.dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("unix", filepath.Join(f.dir, "app.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	f.launch()
+	for range 2 {
+		f.mustTell(f.master, "restart")
+		f.next()
+	}
+	f.quit("sub", "app.sock")
+	if _, err := os.Lstat(filepath.Join(f.dir, "app.sock")); err != nil {
+		t.Error("somebody else's socket: ", err)
+	}
+	if entries, _ := os.ReadDir(filepath.Join(f.dir, "sub")); len(entries) > 0 {
+		t.Errorf("left behind in Dir: %v", entries)
+	}
+}
+
 // crash has all workers of the master killed, and waits for their successors.
 func (f *fleet) crash() {
 	f.t.Helper()

@@ -107,7 +107,11 @@ func (m *Master) runRestarts() {
 			return
 		}
 		if h := m.heir.Load(); h != nil {
-			h.forward(syscall.SIGUSR2)
+			if a, ok := m.Signals[syscall.SIGUSR2]; ok && a != ActionRestart {
+				r.err = errorf("cluster: this master has been replaced: restart its successor")
+			} else {
+				h.forward(syscall.SIGUSR2)
+			}
 		} else if r.err = m.restart(r.sig); r.err != nil && !errors.Is(r.err, ErrNotRunning) {
 			err := r.err
 			m.restarted = make(chan struct{})

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -65,8 +64,16 @@ func (m *Master) newService(pairs []pair) *service {
 	return sv
 }
 
-// order makes the service drain. The first order counts.
+// order makes the service drain. The first order counts, but for what a later
+// one says of what comes after: nobody.
+//
+//go:noinline
 func (sv *service) order(o drainOrder) {
+	if o.Last {
+		for _, p := range sv.pairs {
+			p.ours.final.Store(true)
+		}
+	}
 	select {
 	case sv.orders <- o:
 	default:
@@ -95,7 +102,7 @@ func (sv *service) run() error {
 		serving.Go(func() {
 			err := p.s.Serve(p.l)
 			if err == nil {
-				err = errors.New("cluster: the server's Serve returned before it was told to")
+				err = errorf("cluster: the server's Serve returned before it was told to")
 			}
 			failures <- err
 		})

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"log"
 	"net"
 	"time"
@@ -52,7 +51,7 @@ type TCPServer struct {
 func (s *TCPServer) Serve(l net.Listener) error {
 	defer l.Close()
 	if s.Handler == nil {
-		return errors.New("cluster: TCPServer without a Handler")
+		return errorf("cluster: TCPServer without a Handler")
 	}
 	s.mu.Lock()
 	if s.closed {

@@ -135,13 +135,22 @@ var _ = helper("pathworker", func() {
 })
 
 // Path and Args: the workers are a program of their own, which the master
-// knows nothing of.
+// knows nothing of. It is found from where Dir is.
 func TestPath(t *testing.T) {
 	t.Parallel()
-	p := command(t, "path", "workers=1")
+	for _, dir := range []string{".", "sub"} {
+		t.Run(dir, func(t *testing.T) { testPath(t, dir) })
+	}
+}
+
+func testPath(t *testing.T, dir string) {
+	p := command(t, "path", "workers=1", "dir="+dir)
 	helpersUsed.Store("pathworker", true)
 	exe, _ := os.Executable()
-	program := filepath.Join(p.dir, "program")
+	program := filepath.Join(p.dir, dir, "program")
+	if err := os.MkdirAll(filepath.Dir(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	if os.Link(exe, program) != nil {
 		b, err := os.ReadFile(exe)
 		if err != nil {
@@ -158,11 +167,11 @@ func TestPath(t *testing.T) {
 	}
 	if runtime.GOOS == "linux" {
 		got, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", i.Pid))
-		if dir, _ := filepath.EvalSymlinks(p.dir); got != filepath.Join(dir, "program") {
+		if want, _ := filepath.EvalSymlinks(program); got != want {
 			t.Errorf("the worker runs %s", got)
 		}
 	}
-	p.quit("program")
+	p.quit("program", "sub")
 }
 
 var _ = helper("add", func() {

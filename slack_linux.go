@@ -25,7 +25,7 @@ const (
 // does, that stays.
 func slacken() (restore func()) {
 	runtime.LockOSThread()
-	if is, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil || is != kernelSlack {
+	if is, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); is != kernelSlack {
 		return runtime.UnlockOSThread
 	}
 	unix.Prctl(unix.PR_SET_TIMERSLACK, slack, 0, 0, 0)

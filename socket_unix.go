@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,10 @@ func fileConn(f *os.File, packet bool) (conn any, err error) {
 // listens reports whether fd is a socket that listens.
 func listens(fd int) bool {
 	n, err := syscall.GetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_ACCEPTCONN)
+	if err == syscall.ENOPROTOOPT { // macOS and OpenBSD don't tell
+		_, err = syscall.Getpeername(fd)
+		return err == syscall.ENOTCONN
+	}
 	return err == nil && n != 0
 }
 
@@ -132,14 +137,19 @@ type inode struct {
 
 func inodeOf(addr net.Addr) inode {
 	a, ok := addr.(*net.UnixAddr)
-	if !ok || a.Name == "" || a.Name[0] == '@' {
+	if !ok || strings.HasPrefix(a.Name, "@") {
 		return inode{}
 	}
-	info, err := os.Lstat(a.Name)
+	return inodeAt(a.Name)
+}
+
+// inodeAt is inodeOf for a path.
+func inodeAt(path string) inode {
+	info, err := os.Lstat(path)
 	if err != nil || info.Mode()&os.ModeSocket == 0 {
 		return inode{}
 	}
-	path, err := filepath.Abs(a.Name) // the master may change its directory
+	path, err = filepath.Abs(path) // the master may change its directory
 	if err != nil {
 		return inode{}
 	}

@@ -249,7 +249,7 @@ func (s *supervisor) handle(e event) {
 		}
 
 	case tick:
-		for _, w := range slices.Clone(s.workers) {
+		for _, w := range s.everybody() {
 			// Ticks, not time: when the master was suspended too, none passed.
 			if w.silent++; w.State() == WorkerReady && w.silent > 3 {
 				s.nowHung(w)
@@ -808,8 +808,11 @@ func (s *supervisor) shutdown(state State) {
 		s.release()
 	}
 	s.fireKill(sig)
-	for _, w := range slices.Clone(s.workers) {
+	for _, w := range s.everybody() {
 		if state == GracefulShutdown {
+			if last && w.State() == WorkerDraining {
+				w.proc.drain(last) // its connections stay: nobody takes them any more
+			}
 			s.retire(w, sig, last)
 			continue
 		}
@@ -821,9 +824,14 @@ func (s *supervisor) shutdown(state State) {
 	s.endRoll()
 }
 
+// everybody returns a copy of the table of workers, for loops that change it.
+//
+//go:noinline
+func (s *supervisor) everybody() []*Worker { return slices.Clone(s.workers) }
+
 // publish makes the table of workers known to Children.
 func (s *supervisor) publish() {
-	list := slices.Clone(s.workers)
+	list := s.everybody()
 	for i := range list { // the order is almost right
 		for ; i > 0 && list[i-1].ID > list[i].ID; i-- {
 			list[i-1], list[i] = list[i], list[i-1]

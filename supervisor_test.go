@@ -1493,7 +1493,7 @@ func TestShutdownWaitsForWorkersThatDrainAlready(t *testing.T) {
 		b.forget()
 		closed := begin(b.Close)
 		waits(t, closed)
-		b.expect("quiesce", "drain last 0.1")
+		b.expect("quiesce", "drain last 0.1", "drain last 1.1") // it must not hand over to 0.1 any more
 		go p.die(exited, nil)
 		if err := returned(t, closed); err != nil {
 			t.Error(err)

@@ -51,6 +51,8 @@ type socketSetting struct {
 }
 
 // files returns the number of descriptors that come with the settings.
+//
+//go:noinline
 func (s *settings) files() (n int) {
 	for _, sock := range s.Sockets {
 		if n++; sock.Queue {

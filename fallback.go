@@ -46,6 +46,8 @@ func (m *Master) Restart(sig ...os.Signal) error { return ErrNotRunning }
 // Successor returns 0: no master is replaced.
 func (m *Master) Successor() int { return 0 }
 
+func (m *Master) restarting() bool { return false }
+
 // watchSignals does what Signals says, and shuts down hard on os.Interrupt
 // and SIGTERM.
 func (m *Master) watchSignals(<-chan struct{}) (stop func()) {

@@ -522,10 +522,14 @@ func (m *Master) do(f func(*supervisor) error) error {
 }
 
 // Spawn adds n workers, and returns when they have been asked for: see
-// Hooks.WorkerConnected for when they are ready.
+// Hooks.WorkerConnected for when they are ready. With ReusePort it is an error
+// while a restart is under way: the new master would not have their sockets.
 func (m *Master) Spawn(n int) error {
 	if n < 0 {
 		return errorf("cluster: Spawn(%d): use Remove", n)
+	}
+	if m.ReusePort && m.restarting() {
+		return errorf("cluster: Spawn(%d): a restart is under way", n)
 	}
 	return m.do(func(s *supervisor) error {
 		s.grow(n)

@@ -97,6 +97,15 @@ func (m *Master) Successor() int {
 	return 0
 }
 
+// restarting reports whether a restart is under way.
+//
+//go:noinline
+func (m *Master) restarting() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.current != nil
+}
+
 // runRestarts does the restarts that are asked for, one after the other.
 func (m *Master) runRestarts() {
 	for {

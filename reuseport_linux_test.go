@@ -244,3 +244,24 @@ func inTurn(t *testing.T, pid int) bool {
 	}
 	return false
 }
+
+// A new master has the sockets of the slots that there were when it was
+// started: no other may come while it starts.
+func TestReusePortSpawnDuringARestart(t *testing.T) {
+	t.Parallel()
+	f := startApart(t, "127.0.0.1:0", 1)
+	f.flip("v2,reuse port=true,workers=2,mode=gate")
+	answer := f.told(f.master, "restart")
+	f.wait("gate")
+	if got := f.tell(f.master, "spawn 1"); !strings.Contains(got, "restart") {
+		t.Errorf("Spawn during a restart: %q", got)
+	}
+	f.open()
+	if got := <-answer; got != "" {
+		t.Errorf("Restart: %s", got)
+	}
+	f.next()
+	f.mustTell(f.master, "spawn 1")
+	waitWorkers(f.proc, 3)
+	f.quit()
+}

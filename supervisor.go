@@ -127,6 +127,8 @@ type supervisor struct {
 }
 
 // post delivers an event to the supervisor, from any other goroutine.
+//
+//go:noinline
 func (s *supervisor) post(e event) {
 	select {
 	case s.events <- e:

@@ -290,6 +290,14 @@ func TestListenInTheWay(t *testing.T) {
 		}
 		l.(*net.UnixListener).SetUnlinkOnClose(false)
 		l.Close()
+		for { // a process that another test has just forked may have it for a moment
+			c, err := net.Dial("unix", path)
+			if err != nil {
+				break
+			}
+			c.Close()
+			time.Sleep(time.Millisecond)
+		}
 		if err := newServer(t, path).listen(); err != nil {
 			t.Fatal(err)
 		}

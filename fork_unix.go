@@ -423,7 +423,9 @@ func (f *forker) start(prog *program, set *settings, slot int) (*childProcess, e
 		}
 		ports, file := 0, ""
 		if slot < 0 {
-			file = sock.inode.path
+			if sock.inode.there() { // else it is somebody else's by now
+				file = sock.inode.path
+			}
 			others := sock.others()
 			ports = len(others)
 			fds = append(fds, others...)

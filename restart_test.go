@@ -777,6 +777,28 @@ func TestSocketInDirAfterARestart(t *testing.T) {
 	}
 }
 
+// Nor does a new master take a socket for its own that somebody else has put
+// where the cluster's was.
+func TestSocketTakenBeforeARestart(t *testing.T) {
+	t.Parallel()
+	f := startFleet(t, "v1", "workers=1", "addr=unix:app.sock")
+	path := filepath.Join(f.dir, "app.sock")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	f.mustTell(f.master, "restart")
+	f.next()
+	f.quit("app.sock")
+	if _, err := os.Lstat(path); err != nil {
+		t.Error("somebody else's socket: ", err)
+	}
+}
+
 // crash has all workers of the master killed, and waits for their successors.
 func (f *fleet) crash() {
 	f.t.Helper()

@@ -890,13 +890,12 @@ func (c *unixConn) Read(b []byte) (int, error) {
 
 // WriteTo is io.Copy's way to splice.
 func (c *tcpConn) WriteTo(w io.Writer) (int64, error) {
-	n := 0
-	if len(c.unread) > 0 {
-		var err error
-		n, err = w.Write(c.unread)
-		if c.unread = c.unread[n:]; err != nil {
-			return int64(n), err
-		}
+	if len(c.unread) == 0 {
+		return c.TCPConn.WriteTo(w)
+	}
+	n, err := w.Write(c.unread)
+	if c.unread = c.unread[n:]; err != nil {
+		return int64(n), err
 	}
 	more, err := c.TCPConn.WriteTo(w)
 	return int64(n) + more, err

@@ -862,16 +862,7 @@ func is[T any](v any) bool { _, ok := v.(T); return ok }
 // Write would be a message to some.
 func TestWriteToBeginsWithData(t *testing.T) {
 	cleanUp(t)
-	l := mustListen(t, "tcp", "127.0.0.1:0")
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
+	client, server := connect(t, mustListen(t, "tcp", "127.0.0.1:0"))
 	io.WriteString(client, "data")
 	client.Close()
 	r, w := net.Pipe() // where a Write of nothing waits to be read

@@ -93,8 +93,8 @@ type Master struct {
 
 	// RestartTimeout is the time that a worker has to become ready. One
 	// that takes longer is killed, and counts as dead. In a restart the new
-	// master has it, with all its workers; and the Start hooks have it
-	// together, as have the Restarting hooks. 0 is a minute.
+	// master has it, with all its workers; and so have all Start hooks
+	// together, and all Restarting hooks. 0 is a minute.
 	RestartTimeout time.Duration
 
 	// Heartbeat is the time after which a ready worker that has given no
@@ -166,9 +166,9 @@ type Master struct {
 	// Plugins are run in order by ListenAndServe and Start, in every process.
 	Plugins []Plugin
 
-	// Signals says what the signals do that it has, and the package's table
-	// what the others do. In a worker, ActionClose makes it drain, ActionDestroy makes it exit at
-	// once, ActionReopen calls Hooks.Reopen, and all others do nothing.
+	// Signals overrides the package's table for the signals that it names.
+	// In a worker, ActionClose makes it drain, ActionDestroy makes it exit
+	// at once, ActionReopen calls Hooks.Reopen, and all others do nothing.
 	Signals map[os.Signal]Action
 
 	// ErrorLog gets what nobody can be told as an error. nil is the log

@@ -11,9 +11,9 @@ old or too large: a remedy against leaks that nobody has found yet.
 A worker that exceeds a limit is replaced as Master.Replace does it: its
 successor is ready before it drains. With a server of package handoff no request
 fails; with a plain http.Server one may that meets its idle connection being
-closed. One is replaced at a time, the one that is furthest over a limit first, and the next one when
-that has drained and is gone: there is never more than one process more than
-there are workers.
+closed. One is replaced at a time, the one that is furthest over a limit first,
+and the next one when that has drained and is gone: there is never more than one
+process more than there are workers.
 
 Workers that were started together would reach their limits together. So each
 has limits of its own, somewhat lower than those that are set: see
